@@ -1,0 +1,1 @@
+"""Language models: loading, chat template, reading and editing the residual stream. Knows no SAE, no label."""
