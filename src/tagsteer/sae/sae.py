@@ -147,9 +147,13 @@ class SAE:
         """
         a = a.to(self.dtype)
         if self.input_norm is None:
-            return torch.addmm(self.b_dec, a.reshape(-1, self.n_features), self.W_dec).reshape(*a.shape[:-1], -1)
+            return torch.addmm(self.b_dec, a.reshape(-1, self.n_features), self.W_dec).reshape(
+                *a.shape[:-1], -1
+            )
         if x is None:
-            raise TagsteerError(f"this SAE normalises each token ({self.input_norm}): call decode(a, x) with the residuals")
+            raise TagsteerError(
+                f"this SAE normalises each token ({self.input_norm}): call decode(a, x) with the residuals"
+            )
         _, scale, mean = self._normalise(self._receive(x))
         return a @ self.W_dec + scale * self.b_dec + mean
 
@@ -157,12 +161,16 @@ class SAE:
         """Position of a latent (by its original id) in `encode`'s output and in W_dec; an absent one is an error."""
         feature = int(feature)
         if not 0 <= feature < self.d_sae:
-            raise TagsteerError(f"feature {feature} is out of range: {self.source} has latents 0 to {self.d_sae - 1}")
+            raise TagsteerError(
+                f"feature {feature} is out of range: {self.source} has latents 0 to {self.d_sae - 1}"
+            )
         if self.features is None:
             return feature
         found = torch.nonzero(self.features == feature)
         if not len(found):
-            raise TagsteerError(f"feature {feature} was not kept by select(): load it with features=[..., {feature}]")
+            raise TagsteerError(
+                f"feature {feature} was not kept by select(): load it with features=[..., {feature}]"
+            )
         return int(found[0])
 
     def select(self, features: Sequence[int]) -> SAE:
@@ -204,7 +212,9 @@ class SAE:
         """One line: kind, sizes, layer and hook, precision."""
         k = f" k={self.k}" if self.k is not None else ""
         kept = f", {self.n_features:,} latents kept" if self.features is not None else ""
-        where = f"{self.hook} of layer {self.layer}" if self.layer is not None else f"{self.hook}, layer unknown"
+        where = (
+            f"{self.hook} of layer {self.layer}" if self.layer is not None else f"{self.hook}, layer unknown"
+        )
         norm = f", input {self.input_norm}" if self.input_norm else ""
         size = f"d_model {self.d_model}, d_sae {self.d_sae:,}{kept}"
         return f"{self.kind}{k} SAE, {size}, {where}{norm}, {str(self.dtype).removeprefix('torch.')} on {self.device}"
@@ -217,7 +227,9 @@ class SAE:
                 f"residuals of width {x.shape[-1]} do not fit this SAE of d_model {self.d_model}: it is of another model"
             )
         if x.device != self.device:
-            raise TagsteerError(f"residuals are on {x.device}, the SAE is on {self.device}: use sae.to({str(x.device)!r})")
+            raise TagsteerError(
+                f"residuals are on {x.device}, the SAE is on {self.device}: use sae.to({str(x.device)!r})"
+            )
         return x.to(self.dtype)
 
     def _preactivations(self, x: torch.Tensor) -> torch.Tensor:
@@ -237,12 +249,14 @@ class SAE:
 
     def _activate(self, pre: torch.Tensor) -> torch.Tensor:
         """Activations from pre-activations, which are overwritten: [..., columns] to [..., n_features]."""
+        # What a kind needs was checked at construction; the asserts below tell the type checker so.
         if self.kind == "relu":
             return pre.relu_()
         if self.kind == "jumprelu":
+            assert self.threshold is not None
             return pre.mul_(pre > self.threshold)
         if self.kind == "gated":
-            assert self.gain is not None and self.b_mag is not None  # checked at construction
+            assert self.gain is not None and self.b_mag is not None
             fires = pre > 0
             return pre.mul_(self.gain).add_(self.b_mag - self.gain * self.b_enc).relu_().mul_(fires)
         assert self.k is not None
