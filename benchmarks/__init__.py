@@ -1,4 +1,4 @@
-"""Benchmarks: every `bench_*.py` here has `run(quick: bool) -> list[Row]`; `python -m benchmarks` runs them all.
+"""Benchmarks: every `bench_*.py` has `run(quick: bool) -> list[Row]`; `python -m benchmarks` runs them.
 
 A benchmark measures tagsteer and what it is compared with in the same process, one after the other, so that
 a ratio never mixes two machines. The tables in docs/benchmarks.md are written from these rows only.
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table: a figure of tagsteer's and, where there is one, the figure it is held against."""
+    """One line of the table: a figure of tagsteer's and, if there is one, the figure it is held against."""
 
     what: str
     """What was done, with its size: "score 131,072 features × 300 labels"."""
@@ -34,5 +34,7 @@ class Row:
         """How many times better than what it is compared with; None where there is nothing to compare."""
         if self.against_value is None:
             return None
-        better, worse = (self.value, self.against_value) if self.higher_is_better else (self.against_value, self.value)
+        better, worse = (
+            (self.value, self.against_value) if self.higher_is_better else (self.against_value, self.value)
+        )
         return better / worse if worse else None

@@ -34,7 +34,7 @@ def modules() -> list[str]:
 
 
 def machine() -> dict[str, Any]:
-    """What a reader needs to know to compare figures: processor, cores, memory, versions, load at the start."""
+    """What one must know to compare figures: processor, cores, memory, versions, load at the start."""
     import importlib.metadata
 
     import psutil
@@ -42,7 +42,9 @@ def machine() -> dict[str, Any]:
     cpu = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
-        names = [line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
+        names = [
+            line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line
+        ]
         cpu = names[0] if names else cpu
     return {
         "cpu": cpu,
@@ -77,8 +79,8 @@ def markdown(sections: dict[str, Any]) -> str:
     lines = [
         "# Benchmarks",
         "",
-        "Written by `make bench` (`python -m benchmarks`); do not edit. Both sides of a ratio were measured in",
-        "the same run on the same machine.",
+        "Written by `make bench` (`python -m benchmarks`); do not edit. Both sides of a ratio were measured",
+        "in the same run on the same machine.",
     ]
     for name, section in sorted(sections.items()):
         m = section["machine"]
@@ -89,22 +91,24 @@ def markdown(sections: dict[str, Any]) -> str:
             "",
             section["about"],
             "",
-            f"{m['date']}, {m['cores']} cores of {m['cpu']}, {m['memory_gib']} GiB, load average {m['load']} at the"
-            f" start, Python {m['python']}, {packages}. `python -m benchmarks {name}`",
+            f"{m['date']}, {m['cores']} cores of {m['cpu']}, {m['memory_gib']} GiB, load average"
+            f" {m['load']} at the start, Python {m['python']}, {packages}. `python -m benchmarks {name}`",
             "",
             "| what | tagsteer | compared with | its figure | ratio | asked for | how |",
             "|---|--:|---|--:|--:|---|---|",
         ]
         for r in section["rows"]:
             ratio = figure(r["ratio"], "×") if r["ratio"] is not None else ""
-            cells = (r["what"], figure(r["value"], r["unit"]), r["against"], figure(r["against_value"], r["unit"]),
-                     ratio, r["target"], r["note"])  # fmt: skip
+            ours, theirs = figure(r["value"], r["unit"]), figure(r["against_value"], r["unit"])
+            cells = (r["what"], ours, r["against"], theirs, ratio, r["target"], r["note"])
             lines.append("| " + " | ".join(str(c).replace("|", "\\|") for c in cells) + " |")
     return "\n".join(lines) + "\n"
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Run the benchmarks, write the table.")
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks", description="Run the benchmarks, write the table."
+    )
     parser.add_argument("names", nargs="*", help=f"which ones: {', '.join(modules())} (default: all)")
     parser.add_argument("--quick", action="store_true", help="small sizes, print only")
     parser.add_argument("--one", help=argparse.SUPPRESS)
@@ -125,7 +129,9 @@ def main() -> int:
             print(f"== {name}", file=sys.stderr, flush=True)
             out = Path(tmp) / f"{name}.json"
             command = [sys.executable, "-m", "benchmarks", "--one", name, "--out", str(out)]
-            code = subprocess.run(command + (["--quick"] if args.quick else []), cwd=HERE.parent, check=False).returncode
+            code = subprocess.run(
+                command + (["--quick"] if args.quick else []), cwd=HERE.parent, check=False
+            ).returncode
             if code:
                 failed.append(f"{name} (exit {code})")
             else:
