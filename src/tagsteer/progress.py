@@ -66,7 +66,9 @@ def show_progress() -> Iterator[None]:
         def render(self, task: Task) -> Text:
             speed = task.finished_speed or task.speed
             unit = task.fields.get("unit", "")
-            return Text("" if not speed else f"{speed:,.0f} {unit}/s" if speed >= 10 else f"{speed:.2f} {unit}/s")
+            return Text(
+                "" if not speed else f"{speed:,.0f} {unit}/s" if speed >= 10 else f"{speed:.2f} {unit}/s"
+            )
 
     columns = (
         SpinnerColumn(finished_text="✓"),
@@ -88,7 +90,7 @@ def show_progress() -> Iterator[None]:
 
 
 @contextmanager
-def track(description: str, total: float, unit: str = "it", done: float = 0) -> Iterator[Bar]:
+def track(description: str, total: int, unit: str = "it", done: int = 0) -> Iterator[Bar]:
     """A bar for `total` units of work, of which `done` were finished by an earlier run."""
     progress = _SHOWN.get()
     if progress is None:

@@ -131,7 +131,8 @@ def _download(entry: Asset, folder: Path) -> Path:
     archive = folder / entry.file
     if done.returncode or not archive.exists():
         raise _download_error(entry, done.stderr)
-    found = hashlib.file_digest(archive.open("rb"), "sha256").hexdigest()
+    with archive.open("rb") as stream:
+        found = hashlib.file_digest(stream, "sha256").hexdigest()
     if found != entry.sha256:
         raise _wrong_hash(entry, found)
     return archive
@@ -142,7 +143,11 @@ def _download_error(entry: Asset, stderr: str) -> TagsteerError:
     if "DO NOT MATCH THE HASHES" in stderr:
         got = [line.split()[-1] for line in stderr.splitlines() if line.strip().startswith("Got")]
         return _wrong_hash(entry, got[0] if got else "another hash")
-    reason = [line for line in stderr.splitlines() if line.startswith("ERROR")] or stderr.splitlines()[-1:] or ["?"]
+    reason = (
+        [line for line in stderr.splitlines() if line.startswith("ERROR")]
+        or stderr.splitlines()[-1:]
+        or ["?"]
+    )
     return TagsteerError(
         f"pip could not download {entry.package}=={entry.version}: {reason[-1]}; "
         f"check that `{Path(sys.executable).name} -m pip download {entry.package}=={entry.version}` reaches an index"

@@ -13,7 +13,10 @@ from tagsteer.assets.fetch import asset_folder, build_once, fetch
 
 ASSET = "smollm2-135m-instruct"
 
-_GLOBAL_TENSORS = {"token_embd.weight": "model.embed_tokens.weight", "output_norm.weight": "model.norm.weight"}
+_GLOBAL_TENSORS = {
+    "token_embd.weight": "model.embed_tokens.weight",
+    "output_norm.weight": "model.norm.weight",
+}
 _BLOCK_TENSORS = {
     "attn_norm": "input_layernorm",
     "attn_q": "self_attn.q_proj",

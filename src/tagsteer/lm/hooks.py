@@ -26,7 +26,9 @@ def residual_of(output: Any) -> torch.Tensor:
     """The residual in a decoder layer's output: [batch, positions, d_model]."""
     residual = output[0] if isinstance(output, tuple) else output
     if getattr(residual, "ndim", 0) != 3:
-        raise TagsteerError(f"the hooked layer returned {type(output).__name__} instead of a [batch, positions, d_model] tensor")
+        raise TagsteerError(
+            f"the hooked layer returned {type(output).__name__} instead of a [batch, positions, d_model] tensor"
+        )
     return residual
 
 
@@ -36,7 +38,9 @@ def with_residual(output: Any, residual: torch.Tensor) -> Any:
 
 
 @contextmanager
-def edit_residual(model: LanguageModel, layer: int, edit: Callable[[torch.Tensor], torch.Tensor]) -> Iterator[None]:
+def edit_residual(
+    model: LanguageModel, layer: int, edit: Callable[[torch.Tensor], torch.Tensor]
+) -> Iterator[None]:
     """While inside, the output of `layer` is `edit(residual)`; `edit` returns a new tensor of the same shape."""
 
     def hook(_module: Any, _args: Any, output: Any) -> Any:

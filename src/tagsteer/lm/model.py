@@ -23,9 +23,20 @@ log = logging.getLogger("tagsteer.lm")
 
 EMBEDDED = "smollm2-135m-instruct"
 # Where transformers' decoders keep their list of layers and final norm, by family.
-_LAYER_PATHS = ("model.layers", "transformer.h", "gpt_neox.layers", "model.decoder.layers", "model.language_model.layers")
-_NORM_PATHS = ("model.norm", "transformer.ln_f", "gpt_neox.final_layer_norm", "model.decoder.final_layer_norm",
-               "model.language_model.norm")
+_LAYER_PATHS = (
+    "model.layers",
+    "transformer.h",
+    "gpt_neox.layers",
+    "model.decoder.layers",
+    "model.language_model.layers",
+)
+_NORM_PATHS = (
+    "model.norm",
+    "transformer.ln_f",
+    "gpt_neox.final_layer_norm",
+    "model.decoder.final_layer_norm",
+    "model.language_model.norm",
+)
 
 
 @dataclass(frozen=True)
@@ -58,7 +69,9 @@ def choose_device(device: str = "auto", dtype: str = "auto") -> Device:
     else:
         reasons.append(f"device {device} asked for")
         if device.startswith("cuda") and not torch.cuda.is_available():
-            raise TagsteerError(f"device {device!r} was asked for but torch sees no CUDA device; use device = 'cpu'")
+            raise TagsteerError(
+                f"device {device!r} was asked for but torch sees no CUDA device; use device = 'cpu'"
+            )
     if dtype == "auto":
         dtype = "bfloat16" if device.startswith("cuda") and torch.cuda.is_bf16_supported() else "float32"
         reasons.append(f"{dtype} is the default there")
@@ -135,7 +148,9 @@ class LanguageModel:
             )
         index = int(found.group(1))
         if index >= self.n_layers:
-            raise TagsteerError(f"layer {index} is out of range: {self.name} has layers 0 to {self.n_layers - 1}")
+            raise TagsteerError(
+                f"layer {index} is out of range: {self.name} has layers 0 to {self.n_layers - 1}"
+            )
         return index
 
     def encode(self, text: str) -> list[int]:
@@ -166,9 +181,13 @@ class LanguageModel:
         for mark, (_, text) in zip(stand_ins, messages, strict=True):
             before, found, rendered = rendered.partition(mark)
             if not found:
-                raise TagsteerError(f"the chat template of {self.name} drops a message; give another template")
+                raise TagsteerError(
+                    f"the chat template of {self.name} drops a message; give another template"
+                )
             ids += self.tokenizer(before, add_special_tokens=False)["input_ids"]
-            ids += self.tokenizer(text.strip(), add_special_tokens=False, split_special_tokens=True)["input_ids"]
+            ids += self.tokenizer(text.strip(), add_special_tokens=False, split_special_tokens=True)[
+                "input_ids"
+            ]
         return ids + self.tokenizer(rendered, add_special_tokens=False)["input_ids"]
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -180,7 +199,9 @@ class LanguageModel:
         return [self.tokenizer.decode([i]) for i in ids]
 
 
-def load_model(name: str = EMBEDDED, device: str = "auto", dtype: str = "auto", device_map: str | None = None) -> LanguageModel:
+def load_model(
+    name: str = EMBEDDED, device: str = "auto", dtype: str = "auto", device_map: str | None = None
+) -> LanguageModel:
     """Load the embedded model by name, a hub id, or a local folder; never runs code from the repository.
 
     `device_map="auto"` shards a model over several GPUs (needs accelerate).
@@ -195,7 +216,7 @@ def load_model(name: str = EMBEDDED, device: str = "auto", dtype: str = "auto", 
         kwargs["device_map"] = device_map
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(source, trust_remote_code=False)
-        hf = transformers.AutoModelForCausalLM.from_pretrained(source, **kwargs)
+        hf: Any = transformers.AutoModelForCausalLM.from_pretrained(source, **kwargs)
     except (OSError, ValueError) as error:
         raise TagsteerError(
             f"cannot load model {name!r}: {str(error).splitlines()[0]}; wanted {EMBEDDED!r}, a hub id, or a folder "
@@ -222,9 +243,15 @@ def _resolve(name: str) -> str:
         return str(smollm2_folder())
     path = Path(name).expanduser()
     if path.is_dir() and not (path / "config.json").exists():
-        raise TagsteerError(f"{path} holds no config.json: give a folder saved by transformers' save_pretrained")
-    if not path.is_dir() and (path.is_absolute() or name.startswith((".", "~")) or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name)):
-        raise TagsteerError(f"no model folder at {name!r}; give {EMBEDDED!r}, a hub id like 'google/gemma-2-2b', or a folder")
+        raise TagsteerError(
+            f"{path} holds no config.json: give a folder saved by transformers' save_pretrained"
+        )
+    if not path.is_dir() and (
+        path.is_absolute() or name.startswith((".", "~")) or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name)
+    ):
+        raise TagsteerError(
+            f"no model folder at {name!r}; give {EMBEDDED!r}, a hub id like 'google/gemma-2-2b', or a folder"
+        )
     return str(path) if path.is_dir() else name
 
 
@@ -237,4 +264,6 @@ def _first_at(root: Any, paths: Sequence[str], what: str) -> Any:
                 break
         else:
             return module
-    raise TagsteerError(f"no {what} found in {type(root).__name__} (looked at {', '.join(paths)}); this family is not known yet")
+    raise TagsteerError(
+        f"no {what} found in {type(root).__name__} (looked at {', '.join(paths)}); this family is not known yet"
+    )

@@ -1,0 +1,193 @@
+"""The experiment file: one TOML, one pydantic model per stage, all errors reported at once.
+
+Defaults marked "ours" stand where the paper gives no figure; they are never called the paper's.
+Keys of judges are never part of a configuration: only the name of the environment variable is.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from tagsteer.errors import TagsteerError
+
+T = TypeVar("T", bound=BaseModel)
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class ModelConfig(_Section):
+    name: str = "smollm2-135m-instruct"
+    """Embedded name, hub id, or folder."""
+    device: str = "auto"
+    dtype: str = "auto"
+    device_map: str | None = None
+    """"auto" shards the model over several GPUs."""
+
+
+class SAEConfig(_Section):
+    name: str = "smollm2-135m-instruct"
+    """Embedded name, hub id with file, "saelens:release/id", folder or file."""
+    layer: int | str | None = None
+    """Needed where the SAE's file does not say it."""
+
+
+class WordNetConfig(_Section):
+    kind: Literal["wordnet"]
+    max_documents: int | None = None
+    """A random sample of that many documents; None takes all."""
+
+
+class StackExchangeConfig(_Section):
+    kind: Literal["stackexchange"]
+    path: Path
+    """.7z of archive.org, a folder, or a Posts.xml."""
+    answers: bool = False
+    comments: bool = True
+    max_documents: int | None = None
+
+
+class TableConfig(_Section):
+    kind: Literal["table"]
+    path: Path
+    text: list[str]
+    labels: str
+    id: str | None = None
+    label_separator: str | None = None
+    max_documents: int | None = None
+
+
+CorpusConfig = Annotated[WordNetConfig | StackExchangeConfig | TableConfig, Field(discriminator="kind")]
+
+
+class ExtractConfig(_Section):
+    max_tokens: int = Field(256, ge=2)
+    """Documents are cut here (ours)."""
+    tokens_per_batch: int = Field(4096, ge=1)
+    documents_per_shard: int = Field(2048, ge=1)
+
+
+class ScoreConfig(_Section):
+    prior: float | None = Field(1e-3, gt=0, lt=1)
+    """π₀ of the calibrated F1; reported by others as the paper's. None (write 0 in TOML) is the plain F1."""
+    thresholds: list[float] | Literal["exact"] | None = None
+    """Activation frequencies tried; None takes the default set (ours)."""
+    held_out: float = Field(0.3, gt=0, lt=1)
+    """Share of the documents kept away from the choice, on which the reported scores are measured."""
+    matches_per_label: int = Field(20, ge=1)
+    permutations: int = Field(20, ge=0)
+
+
+class SelectConfig(_Section):
+    min_support: int = Field(50, ge=1)
+    """The paper's."""
+    max_support: int | None = None
+    """Labels with more documents are left out: the broadest say little (ours, off by default)."""
+    min_output_score: float = Field(1e-3, ge=0)
+    """Reported by others as the paper's."""
+    top_k: int = Field(20, ge=1)
+    """Pairs kept (ours)."""
+    max_q: float | None = Field(None, gt=0, le=1)
+    """If given, matches must have at most this false-discovery estimate."""
+    one_per_label: bool = False
+    one_per_feature: bool = False
+    labels: list[str] | None = None
+    """If given, only these labels."""
+
+
+class SteerConfig(_Section):
+    intervention: Literal["clamp", "add", "min_clamp", "clamp_active"] = "clamp"
+    strengths: list[float] = Field(default=[0.5, 1.0, 1.5, 2.0, 3.0], min_length=1)
+    """Ours; the paper's are not known."""
+    unit: Literal["max_activation", "absolute"] = "max_activation"
+    instructions: int = Field(20, ge=2)
+    """Per pair; the paper's 20."""
+    instructions_file: Path | None = None
+    """AlpacaEval's JSON, or one instruction per line; None takes the package's own 100."""
+    max_new_tokens: int = Field(128, ge=1)
+    temperature: float = Field(1.0, ge=0)
+    batch_size: int = Field(32, ge=1)
+    random_features: int = Field(1, ge=0)
+    """Random features steered per label, as a control."""
+    prompt_baseline: bool = True
+
+
+class JudgeConfig(_Section):
+    kind: Literal["auto", "offline", "openai"] = "auto"
+    """auto: the OpenAI-compatible judge if its key is in the environment, else offline."""
+    model: str = "gpt-4o-mini"
+    base_url: str | None = None
+    api_key_env: str = "OPENAI_API_KEY"
+    temperature: float = 0.7
+    concurrency: int = Field(16, ge=1)
+    max_cost: float | None = None
+    price_in_per_million: float = 0.15
+    price_out_per_million: float = 0.60
+    few_shot: bool = False
+
+
+class EvaluateConfig(_Section):
+    protocol: Literal["paper", "axbench"] = "paper"
+    repeats: int = Field(10, ge=1)
+    splits: int = Field(4, ge=2)
+    bootstrap: int = Field(1000, ge=100)
+
+
+class RunConfig(_Section):
+    """One experiment."""
+
+    name: str
+    seed: int = 0
+    model: ModelConfig = ModelConfig()
+    sae: SAEConfig = SAEConfig()
+    corpus: CorpusConfig
+    extract: ExtractConfig = ExtractConfig()
+    score: ScoreConfig = ScoreConfig()
+    select: SelectConfig = SelectConfig()
+    steer: SteerConfig = SteerConfig()
+    judge: JudgeConfig = JudgeConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+
+
+def load_config(path: Path | str) -> RunConfig:
+    """Read and check an experiment file; relative paths in it are relative to the file."""
+    path = Path(path)
+    data = read_toml(path)
+    data.setdefault("name", path.stem)
+    if data.get("score", {}).get("prior") == 0:
+        data["score"]["prior"] = None
+    for section, key in (("corpus", "path"), ("steer", "instructions_file")):
+        value = data.get(section, {}).get(key) if isinstance(data.get(section), dict) else None
+        if isinstance(value, str):
+            data[section][key] = str((path.parent / Path(value).expanduser()).resolve())
+    return check(RunConfig, data, str(path))
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """Parse a TOML file; a missing or broken one is a one-line error."""
+    try:
+        return tomllib.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        raise TagsteerError(
+            f"no configuration at {path}: give the path of a .toml file (examples/ has some)"
+        ) from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, IsADirectoryError) as error:
+        raise TagsteerError(f"{path} is not valid TOML: {error}") from None
+
+
+def check(kind: type[T], data: dict[str, Any], where: str) -> T:
+    """Validate `data`; every wrong entry is named in one error."""
+    try:
+        return kind.model_validate(data)
+    except ValidationError as error:
+        problems = []
+        for item in error.errors():
+            place = ".".join(str(part) for part in item["loc"])
+            given = "" if item["type"] == "missing" else f" (got {item['input']!r})"
+            problems.append(f"{place}: {item['msg']}{given}")
+        raise TagsteerError(f"{where}: " + "; ".join(problems)) from None
