@@ -1,4 +1,4 @@
-"""What every judge takes and gives: texts in, three ratings of 0 to 2 out, with a reason for each that is missing.
+"""What every judge takes and gives: texts in, three ratings of 0 to 2 out, and why one is missing.
 
 Must not know torch, SAEs, or how a rating is made.
 """
@@ -17,7 +17,7 @@ PARTS = ("concept", "instruction", "fluency")
 
 @dataclass(frozen=True, slots=True)
 class JudgeItem:
-    """One text to be judged: the continuation alone, without its prompt. `key` is unique within a call of `rate`."""
+    """One text to be judged: the continuation alone, without its prompt. `key` is unique among them."""
 
     key: str
     concept: str
@@ -65,5 +65,7 @@ def check_keys(items: Sequence[JudgeItem]) -> None:
     seen: set[str] = set()
     for item in items:
         if item.key in seen:
-            raise TagsteerError(f"two items to judge have the key {item.key!r}: give every text a key of its own")
+            raise TagsteerError(
+                f"two items to judge have the key {item.key!r}: give every text a key of its own"
+            )
         seen.add(item.key)
