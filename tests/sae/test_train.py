@@ -168,7 +168,7 @@ def test_outlier_tokens_are_kept_out_of_scaling_and_batches():
 def test_buffers_from_disk_cover_an_epoch_without_repeats(tmp_path: Path):
     x = torch.arange(6000 * 4, dtype=torch.float32).view(6000, 4)
     (tmp_path / "residuals.bin").write_bytes(x.numpy().tobytes())
-    with pytest.raises(TagsteerError, match="residuals.json"):
+    with pytest.raises(TagsteerError, match=r"residuals\.json"):
         ActivationFile.open(tmp_path)
     (tmp_path / "residuals.json").write_text('{"d_model": 4, "n_tokens": 6000, "dtype": "float32"}')
     source = ActivationFile.open(tmp_path, buffer_tokens=2048)
