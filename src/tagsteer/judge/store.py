@@ -114,8 +114,6 @@ class JudgementStore:
 
     def _prepare(self) -> None:
         """Make the tables in a new file; leave a file of something else as it is."""
-        # FULL: an answer that was paid for outlives a power cut, not only a killed process.
-        self._db.execute("PRAGMA synchronous=FULL")
         with self._writing() as db:
             (tables,) = db.execute("SELECT count(*) FROM sqlite_master").fetchone()
             if not tables:
@@ -143,9 +141,13 @@ class JudgementStore:
         self.close()
 
     @contextmanager
-    def _writing(self) -> Iterator[sqlite3.Connection]:
-        """One transaction that holds the write lock from its start, so that reads in it stay true."""
+    def _writing(self, durable: bool = True) -> Iterator[sqlite3.Connection]:
+        """One transaction that holds the write lock from its start, so that reads in it stay true.
+
+        A durable one outlives a power cut; claims need not, they only outlive their process.
+        """
         with self._lock:
+            self._db.execute(f"PRAGMA synchronous={'FULL' if durable else 'NORMAL'}")
             self._db.execute("BEGIN IMMEDIATE")
             try:
                 yield self._db
@@ -206,7 +208,7 @@ class JudgementStore:
     ) -> Claim:
         """Ask for the right to pay at most `bound` for an answer; ends after `lease_s` or its process."""
         now = self._clock()
-        with self._writing() as db:
+        with self._writing(durable=False) as db:
             if self.is_settled(question.key, asks):
                 return "settled"
             self._drop_dead(now)
@@ -237,12 +239,12 @@ class JudgementStore:
 
     def release(self, key: str, owner: str) -> None:
         """Give a claim back without an answer."""
-        with self._writing() as db:
+        with self._writing(durable=False) as db:
             db.execute("DELETE FROM claims WHERE key = ? AND owner = ?", (key, owner))
 
     def release_all(self, owner: str) -> None:
         """Give back whatever an owner still claims."""
-        with self._writing() as db:
+        with self._writing(durable=False) as db:
             db.execute("DELETE FROM claims WHERE owner = ?", (owner,))
 
     def add(self, question: Question, reply: Reply, owner: str = "") -> None:
