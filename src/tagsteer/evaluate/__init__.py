@@ -1,0 +1,1 @@
+"""Ratings to scores: protocols, intervals, tests, AxBench's own files, published figures. Knows no models."""
