@@ -1,7 +1,8 @@
 """Is this SAE loaded right? L0, explained variance and dead share on residuals, against what its card says.
 
-Knows tensors only: the caller brings residuals of the SAE's own layer. A few tokens (the first ones, mostly) have
-norms tens of times the median and hold nearly all variance, so every figure is given with and without them.
+Knows tensors only: the caller brings residuals of the SAE's own layer. A few tokens (the first ones, mostly)
+have norms tens of times the median and hold nearly all variance, so every figure is given with and without
+them.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ class Health:
     all: Figures
     typical: Figures
     dead_share: float
-    """Share of latents that no token of the sample activates: an upper bound, which falls with the sample's size."""
+    """Share of latents that no token of the sample activates: an upper bound, falling with its size."""
     median_norm: float
     max_norm: float
     outlier_factor: float
@@ -56,7 +57,8 @@ class Health:
         return [
             f"L0 {t.l0:.1f}, explained variance {t.explained_variance:.3f} on {t.n_tokens:,} tokens",
             f"with {self.n_outliers} tokens of more than {self.outlier_factor:g} median norms (median "
-            f"{self.median_norm:.1f}, largest {self.max_norm:.1f}): L0 {a.l0:.1f}, explained variance {a.explained_variance:.3f}",
+            f"{self.median_norm:.1f}, largest {self.max_norm:.1f}): L0 {a.l0:.1f}, "
+            f"explained variance {a.explained_variance:.3f}",
             f"silent latents: {self.dead_share:.1%} on {a.n_tokens:,} tokens (at most so many are dead)",
         ]
 
@@ -108,8 +110,8 @@ def measure(
 def compare(health: Health, card: dict[str, Any], source: str = "the SAE") -> list[str]:
     """Sentences about what does not fit, each also logged as a warning; empty when all is well.
 
-    L0 may differ by a factor of 1.5 and explained variance by 0.1 between data sets; the card's keys are `l0`,
-    `explained_variance` and `dead_share`. Without a card only what no sound SAE shows is reported.
+    L0 may differ by a factor of 1.5 and explained variance by 0.1 between data sets; the card's keys are
+    `l0`, `explained_variance` and `dead_share`. Without a card only what no sound SAE shows is reported.
     """
     found = []
     t = health.typical

@@ -48,7 +48,7 @@ def fetch(name: str) -> Path:
 
 
 def _choose(names: list[str], where: PurePosixPath, repo: str) -> list[str]:
-    """Files of the SAE at `where`: its weights (one file, or a checkpoints/ folder) and the JSON beside them."""
+    """Files of the SAE at `where`: its weights (also below checkpoints/) and the JSON beside them."""
     if where.suffix in SUFFIXES:
         weights = [str(where)] if str(where) in names else []
         folders = {where.parent, where.parent.parent}
@@ -67,7 +67,8 @@ def _choose(names: list[str], where: PurePosixPath, repo: str) -> list[str]:
         )
         near = near or sorted({str(PurePosixPath(n).parent) for n in names if n.endswith(SUFFIXES)})
         raise TagsteerError(
-            f"{repo} has no SAE at {str(where)!r}; it has {', '.join(near[:6])}{' ...' if len(near) > 6 else ''}"
+            f"{repo} has no SAE at {str(where)!r}; it has {', '.join(near[:6])}"
+            + (" ..." if len(near) > 6 else "")
         )
     return weights + [
         n for n in names if PurePosixPath(n).name in _JSON and PurePosixPath(n).parent in folders
@@ -85,8 +86,8 @@ def _cached(repo: str, revision: str, where: PurePosixPath, name: str) -> Path:
     path = Path(root) / where
     if not root or not path.exists():
         raise TagsteerError(
-            f"{name!r} is not a local path, and the hub cannot be reached (or HF_HUB_OFFLINE is set) and its cache does "
-            "not hold it: connect once, or download the files and give their folder"
+            f"{name!r} is not a local path, and the hub cannot be reached (or HF_HUB_OFFLINE is set) and "
+            "its cache does not hold it: connect once, or download the files and give their folder"
         )
     log.info("offline: %s from the hub's cache", name)
     return path

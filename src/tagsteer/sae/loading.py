@@ -44,10 +44,11 @@ def load_sae(
 ) -> SAE:
     """Load an SAE by embedded name, hub id with its path, local folder or file, or "saelens:release/sae_id".
 
-    `features` keeps (and, where the format allows, reads) only those latents. `layer` is for files that do not say
-    theirs. `dtype` defaults to float32 everywhere: thresholds in bfloat16 move activations in and out. `converter`
-    reads a local path of a format that is unknown here. `input_scale` is the factor on the input of SAEs that were
-    trained on normalised activations and do not say by what. Raises TagsteerError for all that cannot be read exactly.
+    `features` keeps (and, where the format allows, reads) only those latents. `layer` is for files that do
+    not say theirs. `dtype` defaults to float32 everywhere: thresholds in bfloat16 move activations in and
+    out. `converter` reads a local path of a format that is unknown here. `input_scale` is the factor on the
+    input of SAEs that were trained on normalised activations and do not say by what. Raises TagsteerError for
+    all that cannot be read exactly.
     """
     name = str(name)
     where, why = _device(device)
@@ -69,8 +70,8 @@ def load_sae(
     log.info("%s: %s (%s; format %s)", name, sae.describe(), why, sae.card.get("format", "tagsteer-sae"))
     if sae.input_norm:
         log.warning(
-            "%s normalises each token (%s): activations are given in the model's units, that is, SAELens' values times "
-            "the scale of the token",
+            "%s normalises each token (%s): activations are given in the model's units, that is, SAELens' values "
+            "times the scale of the token",
             *(name, sae.input_norm),
         )
     return sae
@@ -97,7 +98,7 @@ def _index() -> dict[str, dict[str, Any]]:
 
 
 def _local_path(name: str) -> Path:
-    """Folder or file on this machine: an embedded SAE, the user's own, or what the hub's cache holds after fetching."""
+    """Folder or file on this machine: an embedded SAE, the user's own, or the hub's cache after fetching."""
     model, _, folder = name.partition("/")
     index = _index()
     if model in index:
@@ -117,7 +118,8 @@ def _local_path(name: str) -> Path:
     if path.is_absolute() or name.startswith((".", "~")) or name.count("/") < 1:
         raise TagsteerError(
             f"no SAE at {name!r}: give a folder, a .npz or .safetensors file, a hub id with its path like "
-            "'google/gemma-scope-2b-pt-res/layer_20/width_16k/average_l0_71', 'saelens:release/sae_id', or one of "
+            "'google/gemma-scope-2b-pt-res/layer_20/width_16k/average_l0_71', 'saelens:release/sae_id', "
+            "or one of "
             + ", ".join(f"{m}/{f}" for m, fs in embedded_saes().items() for f in fs or ["(none shipped)"])
         )
     from tagsteer.sae.hub import fetch

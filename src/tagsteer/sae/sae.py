@@ -25,18 +25,17 @@ _LAYER_NORM_EPS = 1e-5  # SAELens' constant
 class SAE:
     """a = act(x @ W_enc + b_enc), x̂ = a @ W_dec + b_dec, with x the residual stream as the model has it.
 
-    Kinds (pre = x @ W_enc + b_enc):
-    relu a = max(pre, 0); jumprelu a = pre where pre > max(threshold, 0), else 0;
-    topk a = max(pre, 0) on the k largest of a token, else 0; batchtopk the same on the k·tokens largest of the
-    batch given (training only: no loader returns it, its results depend on the batch);
-    gated a = max(gain · (x @ W_enc) + b_mag, 0) where pre > 0, else 0.
+    Kinds (pre = x @ W_enc + b_enc): relu a = max(pre, 0); jumprelu a = pre where pre > max(threshold, 0),
+    else 0; topk a = max(pre, 0) on the k largest of a token, else 0; batchtopk the same on the k·tokens
+    largest of the batch given (training only: no loader returns it, its results depend on the batch); gated a
+    = max(gain · (x @ W_enc) + b_mag, 0) where pre > 0, else 0.
 
     Raises TagsteerError for shapes that do not fit together, unknown kinds, and missing parts of a kind.
     """
 
     kind: str
     W_enc: torch.Tensor
-    """[d_model, d_sae]; after `select` only the kept columns, except for the topk kinds, which need them all."""
+    """[d_model, d_sae]; after `select` only the kept columns, except for topk kinds: they need all."""
     b_enc: torch.Tensor
     """[columns of W_enc]; a subtraction of b_dec from the input is already folded in."""
     W_dec: torch.Tensor
@@ -52,7 +51,7 @@ class SAE:
     hook: str = "resid_post"
     source: str = "memory"
     card: dict[str, Any] = field(default_factory=dict)
-    """What is said about the SAE: among others `model`, `l0`, `explained_variance`, `dead_share` on its data."""
+    """What is said about the SAE, such as `model`, `l0`, `explained_variance`, `dead_share` on its data."""
     features: torch.Tensor | None = None
     """Original ids of the latents kept by `select`, int64 [n_features]; None when all are there."""
     width: int | None = None
@@ -89,8 +88,8 @@ class SAE:
             tensor = getattr(self, name)
             if tensor is not None and tuple(tensor.shape) != shape:
                 raise TagsteerError(
-                    f"{name} has shape {_shape(tensor)}, wanted {list(shape)} beside W_enc {_shape(self.W_enc)}: "
-                    "the weights belong to different SAEs or are transposed"
+                    f"{name} has shape {_shape(tensor)}, wanted {list(shape)} beside W_enc "
+                    f"{_shape(self.W_enc)}: the weights belong to different SAEs or are transposed"
                 )
         needs = {"jumprelu": ("threshold",), "topk": ("k",), "batchtopk": ("k",), "gated": ("gain", "b_mag")}
         missing = [name for name in needs.get(self.kind, ()) if getattr(self, name) is None]
@@ -123,11 +122,11 @@ class SAE:
 
     @property
     def depends_on_all(self) -> bool:
-        """Whether one activation depends on all other latents (topk kinds): `select` then keeps the whole encoder."""
+        """Whether an activation depends on all latents (topk kinds): `select` then keeps the whole encoder."""
         return self.kind in ("topk", "batchtopk")
 
     def preactivations(self, x: torch.Tensor) -> torch.Tensor:
-        """x @ W_enc + b_enc for x [..., d_model] in any float dtype: [..., columns of W_enc] in the SAE's dtype."""
+        """x @ W_enc + b_enc of x [..., d_model] in any dtype: [..., columns of W_enc] in the SAE's dtype."""
         return self._preactivations(self._normalise(self._receive(x))[0])
 
     def encode(self, x: torch.Tensor) -> torch.Tensor:
@@ -141,7 +140,7 @@ class SAE:
         return a if scale is None else a.mul_(scale)
 
     def decode(self, a: torch.Tensor, x: torch.Tensor | None = None) -> torch.Tensor:
-        """Reconstruction [..., d_model] of activations a [..., n_features]; of the kept latents only after `select`.
+        """Reconstruction [..., d_model] of a [..., n_features]; after `select` of the kept latents only.
 
         With `input_norm` the residuals x that were encoded are needed, for the scale and mean of each token.
         """
@@ -158,7 +157,7 @@ class SAE:
         return a @ self.W_dec + scale * self.b_dec + mean
 
     def row(self, feature: int) -> int:
-        """Position of a latent (by its original id) in `encode`'s output and in W_dec; an absent one is an error."""
+        """Position of a latent (by its original id) in `encode`'s output and W_dec; absent is an error."""
         feature = int(feature)
         if not 0 <= feature < self.d_sae:
             raise TagsteerError(
@@ -174,7 +173,7 @@ class SAE:
         return int(found[0])
 
     def select(self, features: Sequence[int]) -> SAE:
-        """Only these latents (original ids, in this order); topk kinds keep their whole encoder, which they need."""
+        """Only these latents (original ids, in this order); topk kinds keep the whole encoder they need."""
         ids = [int(i) for i in features]
         if not ids:
             raise TagsteerError("select() got no feature: give at least one id")
@@ -217,14 +216,16 @@ class SAE:
         )
         norm = f", input {self.input_norm}" if self.input_norm else ""
         size = f"d_model {self.d_model}, d_sae {self.d_sae:,}{kept}"
-        return f"{self.kind}{k} SAE, {size}, {where}{norm}, {str(self.dtype).removeprefix('torch.')} on {self.device}"
+        precision = str(self.dtype).removeprefix("torch.")
+        return f"{self.kind}{k} SAE, {size}, {where}{norm}, {precision} on {self.device}"
 
     __repr__ = describe
 
     def _receive(self, x: torch.Tensor) -> torch.Tensor:
         if x.shape[-1] != self.d_model:
             raise TagsteerError(
-                f"residuals of width {x.shape[-1]} do not fit this SAE of d_model {self.d_model}: it is of another model"
+                f"residuals of width {x.shape[-1]} do not fit this SAE of d_model {self.d_model}: "
+                "it is of another model"
             )
         if x.device != self.device:
             raise TagsteerError(

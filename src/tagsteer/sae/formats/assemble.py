@@ -35,7 +35,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Raw:
-    """An SAE as its file has it. x_n = scale · x is what the encoder sees, minus b_dec if `subtract_b_dec`."""
+    """An SAE as its file has it; its encoder sees x_n = scale · x, minus b_dec if `subtract_b_dec`."""
 
     format: str
     source: str
@@ -54,7 +54,7 @@ class Raw:
     b_mag: Array | None = None
     subtract_b_dec: bool = False
     norm_fold: bool = False
-    """Activations are multiplied by the norms of the decoder rows, and the threshold or the top k is about those."""
+    """Activations are multiplied by the decoder rows' norms; threshold and top k are about those."""
     threshold_over_norm: bool = False
     """A latent fires where pre · norm of its decoder row > threshold; the activation is pre itself."""
     scale: float = 1.0
@@ -132,7 +132,7 @@ def assemble(raw: Raw, request: Request) -> SAE:
         layer=_layer(raw, request),
         hook=raw.site.hook,
         source=raw.source,
-        card={"format": raw.format} | raw.card,
+        card=raw.card,
         features=None if ids is None else torch.from_numpy(ids),
         width=None if ids is None else d_sae,
         gain=gain,
@@ -173,8 +173,8 @@ def _layer(raw: Raw, request: Request) -> int | None:
     if site.hook != RESIDUAL:
         if request.layer is not None:
             raise TagsteerError(
-                f"{raw.source} reads {site.hook}, so layer={request.layer} cannot hold: tagsteer reads and steers the "
-                "residual stream after a layer; choose a residual SAE"
+                f"{raw.source} reads {site.hook}, so layer={request.layer} cannot hold: tagsteer reads and "
+                "steers the residual stream after a layer; choose a residual SAE"
             )
         log.warning(
             "%s reads %s, not the residual stream: it encodes, but nothing can be steered by it",

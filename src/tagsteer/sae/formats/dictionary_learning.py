@@ -1,4 +1,5 @@
-"""dictionary_learning: config.json (trainer.dict_class) and ae.pt, a plain state dict, read with weights_only.
+"""dictionary_learning: config.json (trainer.dict_class) and ae.pt, a plain state dict, read with
+weights_only.
 
 AutoEncoder: relu((x - bias) @ encoder.weight.T + encoder.bias); AutoEncoderTopK, BatchTopKSAE and
 MatryoshkaBatchTopKSAE subtract b_dec, the latter two fire above one threshold; GatedAutoEncoder subtracts
@@ -60,7 +61,7 @@ def recognises(files: Files) -> bool:
 
 
 def load(files: Files, request: Request) -> SAE:
-    """An SAE of dictionary_learning; a BatchTopK SAE without its threshold and unknown classes are refused by name."""
+    """An SAE of dictionary_learning; unknown classes and a missing BatchTopK threshold are refused by name."""
     trainer = _trainer(files) or {}
     name = trainer.get("dict_class") or next(
         (c for c, keys in _TELLING.items() if keys == set(files.arrays)), None
@@ -79,7 +80,10 @@ def load(files: Files, request: Request) -> SAE:
     kind = "relu"
     if name == "GatedAutoEncoder":
         kind, parts["b_mag"] = "gated", files.need("mag_bias")
-        parts["b_enc"], parts["gain"] = files.need("gate_bias"), torch.as_tensor(files.need("r_mag")).exp()
+        parts["b_enc"], parts["gain"] = (
+            files.need("gate_bias"),
+            torch.as_tensor(files.need("r_mag")).double().exp(),
+        )
     else:
         parts["b_enc"] = files.need("encoder.bias" if linear else "b_enc")
     if name in ("JumpReluAutoEncoder", "AutoEncoderNew"):
@@ -94,7 +98,8 @@ def load(files: Files, request: Request) -> SAE:
     return assemble(
         Raw(
             FORMAT, files.name, kind,
-            files.need("encoder.weight" if linear else "W_enc"), files.need("decoder.weight" if linear else "W_dec"),
+            files.need("encoder.weight" if linear else "W_enc"),
+            files.need("decoder.weight" if linear else "W_dec"),
             files.need(bias), site=_site(trainer), card={"model": model} if model else {}, **parts,
         ),
         request,
@@ -106,8 +111,8 @@ def _one_threshold(files: Files) -> float:
     value = float(files.need("threshold"))
     if value < 0:
         raise TagsteerError(
-            f"{files.name} is a BatchTopK SAE without a threshold ({value:g}): what fires would depend on the batch; "
-            "train past threshold_start_step or set the tensor `threshold`"
+            f"{files.name} is a BatchTopK SAE without a threshold ({value:g}): what fires would depend on the "
+            "batch; train past threshold_start_step or set the tensor `threshold`"
         )
     return value
 

@@ -1,7 +1,8 @@
 """Open an SAE's files lazily: tensors by name without reading them, and the JSON beside them.
 
-safetensors and .pt are memory-mapped by torch, npz members are memory-mapped when they are stored uncompressed;
-picking a few rows or columns then reads little more than those. Nothing is unpickled. Knows no format's meaning.
+safetensors and .pt are memory-mapped by torch, npz members are memory-mapped when they are stored
+uncompressed; picking a few rows or columns then reads little more than those. Nothing is unpickled. Knows no
+format's meaning.
 """
 
 from __future__ import annotations
@@ -25,8 +26,15 @@ log = logging.getLogger("tagsteer.sae")
 
 SUFFIXES = (".safetensors", ".npz", ".pt", ".pth")
 # Where the known formats keep their weights; anything else is taken only when it is the one file there.
-_USUAL = ("sae.safetensors", "sae_weights.safetensors", "params.safetensors", "params.npz", "ae.pt", "sae_weights.pt",
-          "checkpoints/pruned.safetensors", "checkpoints/final.safetensors", "checkpoints/final.pt")  # fmt: skip
+_USUAL = (
+    *("sae.safetensors", "sae_weights.safetensors", "params.safetensors", "params.npz", "ae.pt"),
+    *(
+        "sae_weights.pt",
+        "checkpoints/pruned.safetensors",
+        "checkpoints/final.safetensors",
+        "checkpoints/final.pt",
+    ),
+)
 _CONFIGS = ("card.json", "cfg.json", "config.json", "hyperparams.json", "activation_scaler.json")
 
 Array = np.ndarray | torch.Tensor
@@ -128,9 +136,14 @@ class _Npz(Mapping[str, Array]):
             mapped = self._map(member)
             if mapped is not None:
                 return mapped
-        log.debug("%s: %s is compressed, so all of it is read", self._path.name, name)
-        with np.load(self._path, allow_pickle=False) as archive:
-            return archive[name]
+        log.debug("%s: %s is not stored plainly, so all of it is read", self._path.name, name)
+        try:
+            with np.load(self._path, allow_pickle=False) as archive:
+                return archive[name]
+        except (OSError, ValueError, zipfile.BadZipFile) as error:
+            raise TagsteerError(
+                f"cannot read {name} of {self._path}: {error}; fetch the file again"
+            ) from error
 
     def _map(self, member: zipfile.ZipInfo) -> np.ndarray | None:
         with self._path.open("rb") as file:
@@ -144,8 +157,8 @@ class _Npz(Mapping[str, Array]):
             if dtype.hasobject or not all(shape):
                 return None  # np.load refuses objects and handles emptiness
             order = "F" if fortran else "C"
-            mapped = np.memmap(self._path, dtype, "r", file.tell(), shape or (1,), order)  # type: ignore[call-overload]
-            return mapped.reshape(shape)
+            where: Any = (self._path, dtype, "r", file.tell(), shape or (1,), order)
+            return np.memmap(*where).reshape(shape)
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -44,24 +44,24 @@ def load(files: Files, request: Request) -> SAE:
 
 
 def _from_path(parts: tuple[str, ...], name: str) -> tuple[Site, dict[str, Any]]:
-    """Site and what the published paths say: .../gemma-scope-2b-pt-res/layer_20/width_16k/average_l0_71/params.npz."""
+    """Site and card from .../gemma-scope-2b-pt-res/layer_20/width_16k/average_l0_71/params.npz."""
     card: dict[str, Any] = {}
     if "embedding" in parts:
         raise TagsteerError(
             f"{name} is an embedding SAE: tagsteer steers the residual stream after a layer; take layer_N"
         )
     layer = layer_in_path(parts)
-    for part in parts:
-        if found := re.fullmatch(r"average_l0_(\d+)", part):
-            card["l0"] = float(found[1])
-        # In the hub's cache the repository is a folder models--google--gemma-scope-2b-pt-res.
-        if found := _REPOSITORY.search(part):
-            card["model"] = f"google/gemma-2-{found['size']}" + ("-it" if found["tuning"] == "it" else "")
-            if found["site"] == "transcoders":
-                raise TagsteerError(
-                    f"{name} is a transcoder, not an autoencoder: take a -res repository of Gemma Scope"
-                )
-            if found["site"] != "res":
-                return Site({"mlp": "mlp_out", "att": "attn.hook_z"}[found["site"]]), card
-            return Site(layer=layer), card
-    return Site(layer=layer, assumed=True), card
+    if found := next((f for p in parts if (f := re.fullmatch(r"average_l0_(\d+)", p))), None):
+        card["l0"] = float(found[1])
+    # In the hub's cache the repository is a folder models--google--gemma-scope-2b-pt-res.
+    found = next((f for p in parts if (f := _REPOSITORY.search(p.partition("@")[0]))), None)
+    if found is None:
+        return Site(layer=layer, assumed=True), card
+    card["model"] = f"google/gemma-2-{found['size']}" + ("-it" if found["tuning"] == "it" else "")
+    if found["site"] == "transcoders":
+        raise TagsteerError(
+            f"{name} is a transcoder, not an autoencoder: take a -res repository of Gemma Scope"
+        )
+    if found["site"] != "res":
+        return Site({"mlp": "mlp_out", "att": "attn.hook_z"}[found["site"]]), card
+    return Site(layer=layer), card

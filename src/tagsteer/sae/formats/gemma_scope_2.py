@@ -1,4 +1,5 @@
-"""Gemma Scope 2: config.json and params.safetensors with lower-case names w_enc, w_dec, b_enc, b_dec, threshold.
+"""Gemma Scope 2: config.json and params.safetensors with lower-case names w_enc, w_dec, b_enc, b_dec,
+threshold.
 
 The same JumpReLU as Gemma Scope, x not centred. config.json: hf_hook_point_in and hf_hook_point_out
 ("model.layers.12.output"), model_name, width, l0, architecture "jump_relu", type, affine_connection.

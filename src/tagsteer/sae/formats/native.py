@@ -1,7 +1,7 @@
 """tagsteer's own format: a folder with sae.safetensors and card.json. What `SAE.save` writes.
 
-card.json: {"format": "tagsteer-sae", "version": 1, kind, k, layer, hook, d_model, d_sae, input_norm, source, card}.
-The tensors bear the names of the fields of `SAE`; matrices may be fp16 or bf16, vectors are float32.
+card.json: {"format": "tagsteer-sae", "version": 1, kind, k, layer, hook, d_model, d_sae, input_norm, source,
+card}. The tensors bear the names of the fields of `SAE`; matrices may be fp16 or bf16, vectors are float32.
 """
 
 from __future__ import annotations

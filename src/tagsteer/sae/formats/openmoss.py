@@ -1,9 +1,10 @@
-"""Llama Scope and other SAEs of OpenMOSS: hyperparams.json (or config.json) and encoder/decoder in torch's layout.
+"""Llama Scope and other SAEs of OpenMOSS: hyperparams.json (or config.json) and encoder/decoder in torch's
+layout.
 
-encoder.weight [d_sae, d_model], decoder.weight [d_model, d_sae]. The encoder sees x_n = x · √d_model / norm with
-`dataset_average_activation_norm`, and the decoder gives x̂_n. With `sparsity_include_decoder_norm` a latent fires
-by pre · ‖its decoder column‖. OpenMOSS first brings weights into the model's units (b_enc / scale), then the
-columns to unit norm, and then applies the one `jump_relu_threshold` of hyperparams.json
+encoder.weight [d_sae, d_model], decoder.weight [d_model, d_sae]. The encoder sees x_n = x · √d_model / norm
+with `dataset_average_activation_norm`, and the decoder gives x̂_n. With `sparsity_include_decoder_norm` a
+latent fires by pre · ‖its decoder column‖. OpenMOSS first brings weights into the model's units (b_enc /
+scale), then the columns to unit norm, and then applies the one `jump_relu_threshold` of hyperparams.json
 (lm_saes/initializer.py, state "inference"): so that number is in the model's units, and in x_n's units it is
 multiplied by scale. A `log_jumprelu_threshold` per latent was trained on x_n and is in its units.
 """
@@ -33,12 +34,13 @@ def recognises(files: Files) -> bool:
 
 
 def load(files: Files, request: Request) -> SAE:
-    """An SAE of OpenMOSS; transcoders, GLU encoders, attention SAEs and batch-wise norms are refused by name."""
+    """An SAE of OpenMOSS; transcoders, GLU encoders, attention SAEs, batch-wise norms are refused by name."""
     config = files.config_with("hook_point_in", "d_model") or {}
     point_in, point_out = config["hook_point_in"], config.get("hook_point_out", config["hook_point_in"])
     if point_in != point_out or config.get("sae_type", "sae") != "sae":
         raise TagsteerError(
-            f"{files.name} is a {config.get('sae_type', 'transcoder')} from {point_in} to {point_out}, not an SAE"
+            f"{files.name} is a {config.get('sae_type', 'transcoder')} from {point_in} to "
+            f"{point_out}, not an SAE"
         )
     if config.get("use_glu_encoder"):
         raise TagsteerError(f"{files.name} has use_glu_encoder: tagsteer reads SAEs with one linear encoder")
@@ -49,7 +51,8 @@ def load(files: Files, request: Request) -> SAE:
     return assemble(
         Raw(
             FORMAT, files.name, kind,
-            files.need("encoder.weight" if linear else "W_E"), files.need("decoder.weight" if linear else "W_D"),
+            files.need("encoder.weight" if linear else "W_E"),
+            files.need("decoder.weight" if linear else "W_D"),
             files.arrays.get("decoder.bias" if linear else "b_D"),
             b_enc=files.need("encoder.bias" if linear else "b_E"),
             enc_rows=linear, dec_columns=linear,
@@ -67,7 +70,7 @@ def load(files: Files, request: Request) -> SAE:
 def _activation(
     files: Files, config: dict[str, Any], scale: float
 ) -> tuple[str, Array | float | None, int | None]:
-    """(kind, threshold on x_n's pre-activations, k). TopK with a positive threshold acts as JumpReLU, as in OpenMOSS."""
+    """(kind, threshold on x_n's pre-activations, k). TopK with a threshold acts as JumpReLU, as there."""
     name = str(config.get("act_fn", "?")).lower()
     given = float(config.get("jump_relu_threshold") or 0.0)
     if name == "relu":
@@ -78,7 +81,7 @@ def _activation(
         raise one_of(name, ["relu", "jumprelu", "topk", "batchtopk"], "act_fn of OpenMOSS")
     trained = next((files.arrays[n] for n in _LOG_THRESHOLDS if n in files.arrays), None)
     if trained is not None:
-        return "jumprelu", torch.as_tensor(trained).float().exp(), None
+        return "jumprelu", torch.as_tensor(trained).double().exp(), None
     if given <= 0:
         raise TagsteerError(
             f"{files.name} is a {name} SAE without a threshold: what fires would depend on the batch; "

@@ -1,10 +1,10 @@
 """SAELens folders: cfg.json and sae_weights.safetensors, versions up to 5 (flat) and 6 (`metadata`).
 
-x_n = normalize_activations(x) - b_dec (if apply_b_dec_to_input); W_enc [d_model, d_sae], W_dec [d_sae, d_model].
-standard: relu; jumprelu: pre > threshold; topk: k largest; gated: (x_n @ W_enc + b_gate > 0) · relu(x_n @ (W_enc ·
-exp(r_mag)) + b_mag). rescale_acts_by_decoder_norm: activations, and what is compared, are pre · ‖W_dec row‖.
-Trained BatchTopK and Matryoshka SAEs are saved as jumprelu; their training checkpoints carry `topk_threshold`.
-(sae_lens/saes/*.py, loading/pretrained_sae_loaders.py: handle_pre_6_0_config)
+x_n = normalize_activations(x) - b_dec (if apply_b_dec_to_input); W_enc [d_model, d_sae], W_dec [d_sae,
+d_model]. standard: relu; jumprelu: pre > threshold; topk: k largest; gated: (x_n @ W_enc + b_gate > 0) ·
+relu(x_n @ (W_enc · exp(r_mag)) + b_mag). rescale_acts_by_decoder_norm: activations, and what is compared, are
+pre · ‖W_dec row‖. Trained BatchTopK and Matryoshka SAEs are saved as jumprelu; their training checkpoints
+carry `topk_threshold`. (sae_lens/saes/*.py, loading/pretrained_sae_loaders.py: handle_pre_6_0_config)
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def from_state(
         parts = {
             "b_enc": state["b_gate"],
             "b_mag": state["b_mag"],
-            "gain": torch.as_tensor(state["r_mag"]).float().exp(),
+            "gain": torch.as_tensor(state["r_mag"]).double().exp(),
         }
     elif name == "topk":
         parts["k"] = int(config.get("k") or options["k"])
@@ -94,7 +94,7 @@ def _threshold(name: str, state: Mapping[str, Array], source: str) -> Array:
             )
         return state["topk_threshold"]
     if "threshold" not in state and "log_threshold" in state:  # training checkpoints of version 6
-        return torch.as_tensor(state["log_threshold"]).float().exp()
+        return torch.as_tensor(state["log_threshold"]).double().exp()
     if "threshold" not in state:
         raise TagsteerError(
             f"{source} lacks the tensor 'threshold' of a jumprelu SAE; it holds {', '.join(sorted(state))}"
@@ -135,8 +135,8 @@ def _normalisation(config: dict[str, Any], source: str, factor: float | None) ->
     factor = factor or config.get("norm_scaling_factor")
     if not factor:
         raise TagsteerError(
-            f"{source} was trained on inputs scaled by √d_model / mean norm, and its files do not say the factor: "
-            "pass input_scale=, or take it from the registry with 'saelens:release/sae_id'"
+            f"{source} was trained on inputs scaled by √d_model / mean norm, and its files do not say "
+            "the factor: pass input_scale=, or take it from the registry with 'saelens:release/sae_id'"
         )
     return float(factor), None
 

@@ -1,8 +1,9 @@
-"""SAELens' registry: "saelens:release/sae_id", any SAE of its pretrained_saes.yaml. Needs the extra `saelens`.
+"""SAELens' registry: "saelens:release/sae_id", any SAE of its pretrained_saes.yaml. Needs the extra
+`saelens`.
 
-The registry says where the files are. Formats that tagsteer reads itself are read from those files, because some
-of sae-lens' converters lose something (sparsify's decoder, Llama Scope's decoder norms); the rest goes through
-sae-lens and its state dict.
+The registry says where the files are. Formats that tagsteer reads itself are read from those files, because
+some of sae-lens' converters lose something (sparsify's decoder, Llama Scope's decoder norms); the rest goes
+through sae-lens and its state dict.
 """
 
 from __future__ import annotations

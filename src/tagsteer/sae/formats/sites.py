@@ -1,4 +1,4 @@
-"""Where in a model an SAE reads: from the names that the formats use to (hook, layer of the residual stream)."""
+"""Where in a model an SAE reads: from the formats' names to (hook, layer of the residual stream)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ RESIDUAL = "resid_post"
 
 @dataclass(frozen=True)
 class Site:
-    """`hook` is "resid_post" with the layer whose output is read, or another point's own name with no layer."""
+    """`hook` is "resid_post" with the layer whose output is read, or another point's name, without layer."""
 
     hook: str = RESIDUAL
     layer: int | None = None
@@ -19,9 +19,10 @@ class Site:
 
 
 def read_site(name: str | None) -> Site:
-    """Site of a hook name of TransformerLens ("blocks.7.hook_resid_post"), transformers or sparsify ("layers.7").
+    """Site of a hook name: TransformerLens' "blocks.7.hook_resid_post", sparsify's "layers.7" and the like.
 
-    The residual before layer n is the one after layer n - 1. A name of anything else becomes the hook as it is.
+    The residual before layer n is the one after layer n - 1. A name of anything else becomes the hook as it
+    is.
     """
     if not name:
         return Site(assumed=True)
