@@ -99,6 +99,8 @@ def test_absent_baselines_and_strengths_at_the_edge_are_noted():
     summary = summarise(table_of({1.0: [0] * N, 2.0: [1] * N}), judge="x")
     assert sum("no " in note and "baseline" in note for note in summary.notes) == 3
     assert any("largest strength tried" in note for note in summary.notes)
+    assert pl.Null not in summary.pairs.dtypes + summary.methods.dtypes + summary.comparisons.dtypes
+    assert summary.comparisons.columns == summarise(table(), judge="x").comparisons.columns
     assert summary.comparisons.height == 0 and summary.pairs["random_overall"].to_list() == [None]
 
 

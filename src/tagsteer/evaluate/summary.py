@@ -38,6 +38,7 @@ TARGET = "steered"
 BESIDE = ("unsteered", "random", "prompt")  # stand beside the target in the table of pairs
 TABLES = ("pairs", "methods", "comparisons", "curves")
 _SCORES = ("overall", *RATINGS)
+_PAIR_RESAMPLES = 2000  # intervals of single pairs, of which there are hundreds
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,7 +110,6 @@ def summarise(
     beside the comparisons. options go to the protocol. Several features of one method and pair (random
     features) are scored one by one and averaged.
     """
-    import polars as pl
 
     used = protocol(protocol_name)
     grids = pair_ratings(ratings, duplicates)
@@ -143,11 +143,8 @@ def summarise(
     }
     pair_rows = [_pair_row(s, by_method, confidence, seed) for s in scored]
     return Summary(
-        pairs=pl.DataFrame(pair_rows, infer_schema_length=None),
-        methods=pl.DataFrame(
-            [_method_row(m, scored, by_method[m], confidence, seed) for m in methods],
-            infer_schema_length=None,
-        ),
+        pairs=_table(pair_rows),
+        methods=_table([_method_row(m, scored, by_method[m], confidence, seed) for m in methods]),
         comparisons=_comparisons(by_method, target, noise, scored, confidence, seed),
         curves=strength_curves(grids),
         provenance=provenance,
@@ -156,6 +153,16 @@ def summarise(
 
 
 _Means = dict[str, float]
+
+
+def _table(rows: list[dict[str, Any]]) -> pl.DataFrame:
+    """A table whose columns have their type even where every value is null."""
+    import polars as pl
+
+    table = pl.DataFrame(rows, infer_schema_length=None)
+    types = {"feature": pl.Int64, "label": pl.String, "reason": pl.String}
+    empty = [name for name, dtype in table.schema.items() if dtype == pl.Null]
+    return table.with_columns(pl.col(name).cast(types.get(name, pl.Float64)) for name in empty)
 
 
 def _per_pair(scores: Sequence[PairScore]) -> dict[Any, _Means]:
@@ -173,7 +180,9 @@ def _pair_row(
     score: PairScore, by_method: dict[str, dict[Any, _Means]], confidence: float, seed: int
 ) -> dict[str, Any]:
     grid = score.ratings
-    interval = bootstrap_interval(score.per_instruction, confidence=confidence, seed=seed)
+    interval = bootstrap_interval(
+        score.per_instruction, confidence=confidence, resamples=_PAIR_RESAMPLES, seed=seed
+    )
     row = {
         "method": grid.method,
         "pair": grid.pair,
@@ -230,8 +239,6 @@ def _comparisons(
     seed: int,
 ) -> pl.DataFrame:
     """The target against every other method on the pairs that both have, for overall and for concept."""
-    import polars as pl
-
     rows: list[dict[str, Any]] = []
     for name in ("overall", "concept"):
         tests = {}
@@ -257,8 +264,10 @@ def _comparisons(
                     "judge_deviation": _judge_deviation(noise, name, texts, test.n),
                 }
             )
-    schema = None if rows else {"score": pl.String, "target": pl.String, "baseline": pl.String}
-    return pl.DataFrame(rows, schema=schema, infer_schema_length=None)
+    if not rows:  # the same columns without a row
+        nothing = vars(paired_test([], [])) | {"p_holm": None, "judge_deviation": None}
+        return _table([{"score": "", "target": target, "baseline": "", **nothing}]).clear()
+    return _table(rows)
 
 
 def _judge_deviation(noise: JudgeNoise | None, name: str, texts: list[int], n_pairs: int) -> float | None:
