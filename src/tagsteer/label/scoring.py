@@ -19,6 +19,7 @@ import numpy as np
 
 from tagsteer.errors import TagsteerError, one_of
 from tagsteer.label.calibration import check_prior, false_positive_weight
+from tagsteer.label.kernels import in_threads
 from tagsteer.label.ranking import best_pairs
 
 if TYPE_CHECKING:
@@ -109,8 +110,12 @@ class Scores:
         f1 = np.empty((self.n_features, self.n_labels), np.float32)
         threshold = np.empty(f1.shape, self.matrix.dtype)
         for start, best, which in self.blocks():
-            f1[start : start + len(best)] = best
-            threshold[start : start + len(best)] = self.engine.thresholds_of(which)
+
+            def store(a: int, b: int, start: int = start, best: Any = best, which: Any = which) -> None:
+                f1[start + a : start + b] = best[a:b]
+                threshold[start + a : start + b] = self.engine.thresholds_of(which[a:b])
+
+            in_threads(store, len(best), 8)
         return f1, threshold
 
     @property
