@@ -130,8 +130,12 @@ class Corpus:
                 f"no label has {n} or more of the {len(self):,} documents of {self.source}: "
                 f"the largest support is {top}; ask for less or bring more documents"
             )
-        names = tuple(self.label_names[i] for i in keep)
-        return replace(self, label_names=names, label_matrix=self.label_matrix[:, keep].tocsr())
+        return self.with_labels(keep)
+
+    def with_labels(self, columns: Sequence[int] | np.ndarray) -> Corpus:
+        """The same documents with only the labels in those columns, in that order."""
+        names = tuple(self.label_names[int(i)] for i in columns)
+        return replace(self, label_names=names, label_matrix=self.label_matrix[:, columns].tocsr())
 
     def subset(self, doc_indices: Sequence[int] | np.ndarray) -> Corpus:
         """The documents at those positions, in that order; labels keep their columns."""

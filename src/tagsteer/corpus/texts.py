@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     import numpy as np
     import pyarrow as pa
 
-CHUNK_CHARS = 4 << 20
+CHUNK_CHARS = 1 << 20
 # Beyond this many characters the finished chunks lie in a memory-mapped temporary file, not in memory.
-SPILL_CHARS = 256 << 20
+SPILL_CHARS = 64 << 20
 
 
 class Texts(Sequence[str]):
@@ -65,8 +65,22 @@ class Texts(Sequence[str]):
     def take(self, indices: Sequence[int] | np.ndarray) -> Texts:
         """The strings at those positions, in that order."""
         import numpy as np
+        import pyarrow as pa
 
-        return Texts(self.array.take(np.asarray(indices, dtype=np.int64)))
+        wanted = np.asarray(indices, dtype=np.int64)
+        if not len(wanted):
+            return self[:0]
+        # Chunk by chunk: ChunkedArray.take would first copy all chunks into one array.
+        ends = np.cumsum([len(chunk) for chunk in self.array.chunks])
+        chunk_of = np.searchsorted(ends, wanted, side="right")
+        order = np.argsort(chunk_of, kind="stable")
+        picked = []
+        for i in np.unique(chunk_of).tolist():
+            chunk = self.array.chunk(i)
+            picked.append(chunk.take(pa.array(wanted[chunk_of == i] - (ends[i] - len(chunk)))))
+        back = np.empty_like(order)
+        back[order] = np.arange(len(order))
+        return Texts(pa.chunked_array([pa.concat_arrays(picked).take(pa.array(back))]))
 
 
 class TextBuilder:
