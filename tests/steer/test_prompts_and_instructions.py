@@ -11,15 +11,17 @@ from tagsteer.steer.instructions import load_instructions
 from tagsteer.steer.prompting import OFFLINE_AUTHOR, SteeringPrompts
 
 
-def test_the_own_list_has_100_different_instructions_and_none_of_alpaca_evals(shared):
+def test_the_own_list_has_100_different_instructions():
     own = load_instructions()
-    texts = [i.text for i in own.instructions]
-    assert len(own) == len(set(texts)) == 100 and [i.id for i in own.instructions] == list(range(100))
-    theirs = {
-        i.text.strip().lower()
-        for i in load_instructions(shared / "alpaca_eval" / "instructions.json").instructions
-    }
-    assert len(theirs) > 800 and not theirs & {t.strip().lower() for t in texts}
+    assert len(own) == len({i.text for i in own.instructions}) == 100
+    assert [i.id for i in own.instructions] == list(range(100))
+
+
+@pytest.mark.shared
+def test_the_own_list_holds_none_of_alpaca_evals(shared):
+    theirs = load_instructions(shared / "alpaca_eval" / "instructions.json").instructions
+    ours = {i.text.strip().lower() for i in load_instructions().instructions}
+    assert len(theirs) == 805 and not ours & {i.text.strip().lower() for i in theirs}
 
 
 @pytest.mark.shared
