@@ -186,7 +186,11 @@ def test_stored_npz_is_mapped_not_read(tmp_path):
 def test_fortran_order_in_npz(tmp_path):
     a = np.asfortranarray(np.arange(12.0).reshape(3, 4))
     np.savez(tmp_path / "f.npz", a=a)
-    np.testing.assert_array_equal(open_arrays(tmp_path / "f.npz")["a"], a)
+    mapped = open_arrays(tmp_path / "f.npz")["a"]
+    np.testing.assert_array_equal(mapped, a)
+    np.testing.assert_array_equal(pick(mapped, 1, None).numpy(), a)
+    np.testing.assert_array_equal(pick(mapped, 1, np.array([2, 0])).numpy(), a[:, [2, 0]])
+    np.testing.assert_array_equal(pick(mapped, 0, np.array([1])).numpy(), a[[1]])
 
 
 class _Hub:

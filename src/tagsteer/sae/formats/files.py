@@ -98,7 +98,13 @@ def pick(array: Array, axis: int, ids: np.ndarray | None) -> torch.Tensor:
     """A fresh CPU tensor of the rows (axis 0) or columns (axis 1) `ids`, or of everything."""
     if isinstance(array, torch.Tensor):
         return array.clone() if ids is None else array.index_select(axis, torch.from_numpy(ids))
-    return torch.from_numpy(np.array(array) if ids is None else np.take(array, ids, axis=axis))
+    # Members of an archive lie at odd offsets. np.take would first copy such an array whole, and a plain copy of
+    # it is made number by number: bytes have no alignment.
+    if ids is not None:
+        return torch.from_numpy(np.array(array[ids] if axis == 0 else array[:, ids]))
+    order: Any = "C" if array.flags.c_contiguous else "F"
+    raw = np.array(array.reshape(-1, order=order).view(np.uint8))
+    return torch.from_numpy(raw.view(array.dtype).reshape(array.shape, order=order))
 
 
 def _read_pt(path: Path) -> dict[str, Array]:
