@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from tagsteer.errors import TagsteerError
+from tagsteer.judge.settings import JudgeSettings
 
 T = TypeVar("T", bound=BaseModel)
 
@@ -73,6 +74,12 @@ class ExtractConfig(_Section):
 
 
 class ScoreConfig(_Section):
+    min_support: int = Field(50, ge=1)
+    """Documents that a label must have to be scored; the paper's."""
+    max_support: int | None = Field(None, ge=1)
+    """Labels with more documents are left out: the broadest say little (ours, off by default)."""
+    labels: list[str] | None = None
+    """If given, only these labels are scored."""
     prior: float | None = Field(1e-3, gt=0, lt=1)
     """π₀ of the calibrated F1; reported by others as the paper's. None (write 0 in TOML) is the plain F1."""
     thresholds: list[float] | Literal["exact"] | None = None
@@ -80,28 +87,30 @@ class ScoreConfig(_Section):
     held_out: float = Field(0.3, gt=0, lt=1)
     """Share of the documents kept away from the choice, on which the reported scores are measured."""
     matches_per_label: int = Field(20, ge=1)
-    permutations: int = Field(20, ge=0)
+    """Best features of each label that are looked at further (ours)."""
+    permutations: int = Field(20, ge=1)
+    """Shuffles of the labels behind the false-discovery estimates."""
 
 
 class SelectConfig(_Section):
-    min_support: int = Field(50, ge=1)
-    """The paper's."""
-    max_support: int | None = None
-    """Labels with more documents are left out: the broadest say little (ours, off by default)."""
     min_output_score: float = Field(1e-3, ge=0)
     """Reported by others as the paper's."""
     top_k: int = Field(20, ge=1)
     """Pairs kept (ours)."""
     max_q: float | None = Field(None, gt=0, le=1)
     """If given, matches must have at most this false-discovery estimate."""
+    representatives_only: bool = False
+    """If true, only the best of near-duplicate features of a label."""
     one_per_label: bool = False
+    """If true, only the best feature of each label."""
     one_per_feature: bool = False
-    labels: list[str] | None = None
-    """If given, only these labels."""
+    """If true, each feature serves only its best label."""
+    evidence_documents: int = Field(8, ge=1)
+    """Documents shown per pair."""
 
 
 class SteerConfig(_Section):
-    intervention: Literal["clamp", "add", "min_clamp", "clamp_active"] = "clamp"
+    intervention: Literal["clamp", "addition", "min_clamp", "clamp_if_active"] = "clamp"
     strengths: list[float] = Field(default=[0.5, 1.0, 1.5, 2.0, 3.0], min_length=1)
     """Ours; the paper's are not known."""
     unit: Literal["max_activation", "absolute"] = "max_activation"
@@ -111,24 +120,22 @@ class SteerConfig(_Section):
     """AlpacaEval's JSON, or one instruction per line; None takes the package's own 100."""
     max_new_tokens: int = Field(128, ge=1)
     temperature: float = Field(1.0, ge=0)
-    batch_size: int = Field(32, ge=1)
-    random_features: int = Field(1, ge=0)
-    """Random features steered per label, as a control."""
+    top_k: int | None = Field(None, ge=1)
+    """Sampling cut; AxBench's runs have transformers' 50."""
+    batch_size: int | None = Field(None, ge=1)
+    """Rows at most; None takes 32 on a CPU and 64 on an accelerator. Halved when memory runs out."""
+    random_features: bool = True
+    """Whether a random feature is steered for each label, as a control."""
     prompt_baseline: bool = True
 
 
-class JudgeConfig(_Section):
-    kind: Literal["auto", "offline", "openai"] = "auto"
-    """auto: the OpenAI-compatible judge if its key is in the environment, else offline."""
-    model: str = "gpt-4o-mini"
-    base_url: str | None = None
-    api_key_env: str = "OPENAI_API_KEY"
-    temperature: float = 0.7
-    concurrency: int = Field(16, ge=1)
-    max_cost: float | None = None
-    price_in_per_million: float = 0.15
-    price_out_per_million: float = 0.60
-    few_shot: bool = False
+class JudgeConfig(JudgeSettings):
+    """Which judge; the settings of one behind a server are those of judge/settings.py."""
+
+    kind: Literal["auto", "offline", "server"] = "auto"
+    """auto: the server if its key is in the environment, else offline."""
+    perplexity: bool = True
+    """Offline only: whether fluency also reads the unsteered model's perplexity (slower)."""
 
 
 class EvaluateConfig(_Section):

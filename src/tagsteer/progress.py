@@ -1,7 +1,7 @@
 """Progress bars with rate and time left, shown by the command line and silent in the library.
 
 Code that works for long calls `track(...)`; whether anything is drawn is decided by whoever started the
-work (`with show_progress(): ...`), so importing tagsteer never writes to a terminal.
+work (`with show_progress(console): ...`), so importing tagsteer never writes to a terminal.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from contextvars import ContextVar
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
+    from rich.console import Console
     from rich.progress import Progress, TaskID
 
 
@@ -46,9 +47,8 @@ class _Rich:
 
 
 @contextmanager
-def show_progress() -> Iterator[None]:
-    """Draw the bars of everything that runs inside, on stderr."""
-    from rich.console import Console
+def show_progress(console: Console) -> Iterator[None]:
+    """Draw the bars of everything that runs inside on `console`."""
     from rich.progress import (
         BarColumn,
         Progress,
@@ -81,7 +81,7 @@ def show_progress() -> Iterator[None]:
         TextColumn("[dim]{task.fields[note]}"),
     )
     # Rates are averaged over two minutes: batches sorted by length differ in cost.
-    with Progress(*columns, console=Console(stderr=True), speed_estimate_period=120) as progress:
+    with Progress(*columns, console=console, speed_estimate_period=120) as progress:
         token = _SHOWN.set(progress)
         try:
             yield

@@ -100,9 +100,34 @@ def test_documents_are_cut_as_in_the_extraction_and_run_once(model, monkeypatch)
     assert sum(rows) == len(shown)
     for evidence in found:
         for record in evidence.documents:
-            counted = np.array(record.activations)[list(record.counted)]
             assert len(record.tokens) <= 10
+            counted = np.array(record.activations)[list(record.counted)]
             assert record.frequency == pytest.approx((counted > 0).mean(), abs=1e-6)
+
+
+def test_tokens_count_as_in_the_extraction(model, monkeypatch):
+    from tagsteer.lm import hooks
+
+    original = hooks.residuals_at
+
+    def with_sinks(model, layers, input_ids, attention_mask):
+        z = model.encode("Z")[1]
+        (residual,) = original(model, layers, input_ids, attention_mask)
+        return [torch.where((input_ids == z)[..., None], 1000 * residual, residual)]
+
+    monkeypatch.setattr(hooks, "residuals_at", with_sinks)
+    texts = [*TEXTS[:-1], "a Z in the middle"]
+    freq = extract_frequencies(model, random_sae(), texts, max_tokens=10, count_special=True)
+    pairs = [(f, "odd") for f in range(48)]
+    found = collect_evidence(model, random_sae(), corpus(texts), freq, pairs, documents=20)
+    for evidence in found:
+        for record in evidence.documents:
+            counted = np.array(record.activations)[list(record.counted)]
+            assert len(record.tokens) <= 10 and record.counted[0]
+            assert record.frequency == pytest.approx((counted > 0).mean(), abs=1e-6)
+            assert record.max_activation <= freq.max_activation[evidence.feature] * (1 + 1e-5)
+    sink = next(r for e in found for r in e.documents if r.document == len(texts) - 1)
+    assert [piece for piece, counts in zip(sink.tokens, sink.counted, strict=True) if not counts] == ["Z"]
 
 
 def test_a_feature_that_never_fires_has_no_documents(model):

@@ -89,3 +89,13 @@ def test_wrong_tables():
         select_pairs(matches().drop("q_value"), max_q_value=0.1)
     with pytest.raises(TagsteerError, match="no matches"):
         select_pairs(matches().clear())
+
+
+def test_one_pair_per_label_or_feature_keeps_the_best():
+    best = select_pairs(matches(), min_support=1, one_per_label=True)
+    assert best.pairs["feature"].to_list() == [1, 3, 5]
+    twice = matches().with_columns(feature=pl.Series([1, 2, 1, 3, 2, 4]))
+    once = select_pairs(twice, min_support=1, one_per_feature=True)
+    assert once.pairs["f1"].to_list() == [0.9, 0.8, 0.6, 0.4]
+    record = {row["filter"]: row for row in once.record.iter_rows(named=True)}
+    assert record["one per feature"]["removed"] == 2 and "one per label" not in record

@@ -14,7 +14,7 @@ import numpy as np
 
 from tagsteer.compute.batching import Batcher
 from tagsteer.errors import TagsteerError
-from tagsteer.label.extraction import pad, sae_layer
+from tagsteer.label.extraction import Extraction, sae_layer
 from tagsteer.progress import track
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from scipy.sparse import csr_matrix
 
     from tagsteer.corpus.store import Corpus
+    from tagsteer.label.frequencies import Frequencies
     from tagsteer.lm.model import LanguageModel
     from tagsteer.sae.sae import SAE
 
@@ -45,7 +46,7 @@ class EvidenceDocument:
     """Pieces of the text, one per token, which joined are the text; special tokens by their names."""
     activations: tuple[float, ...]
     counted: tuple[bool, ...]
-    """False for special tokens and the first one, whose activation says nothing about the text."""
+    """False for special tokens and attention sinks, whose activation says nothing about the text."""
 
 
 @dataclass(frozen=True)
@@ -64,20 +65,26 @@ def collect_evidence(
     model: LanguageModel,
     sae: SAE,
     corpus: Corpus,
-    matrix: csr_matrix,
+    frequencies: Frequencies | csr_matrix,
     pairs: Sequence[tuple[int, str]],
     *,
     documents: int = 10,
     layer: int | str | None = None,
-    max_tokens: int = 256,
+    max_tokens: int | None = None,
     tokens_per_batch: int = 4096,
 ) -> list[Evidence]:
     """Evidence for (feature, label) pairs, in their order, from the frequencies [n_documents, n_features].
 
     Each needed document runs once up to the layer, whatever number of pairs it serves; only the features
-    asked for are encoded. `max_tokens` as in the extraction. TagsteerError for an unknown feature or label,
-    or a matrix of other documents or features.
+    asked for are encoded. Layer, `max_tokens` and what counts are those of the extraction; a bare matrix says
+    none of it, and gets its defaults, attention sinks beyond the first token counted. TagsteerError for an
+    unknown feature or label, or frequencies of other documents or features.
     """
+    from tagsteer.label.frequencies import Frequencies
+
+    extracted = frequencies if isinstance(frequencies, Frequencies) else None
+    matrix: csr_matrix = extracted.matrix if extracted else frequencies
+    settings = extracted.meta if extracted else {}
     if matrix.shape != (len(corpus.texts), sae.n_features):
         raise TagsteerError(
             f"frequencies of shape {list(matrix.shape)} do not fit {len(corpus.texts)} documents and "
@@ -90,10 +97,19 @@ def collect_evidence(
         raise TagsteerError(
             f"label {unknown[0]!r} is not in the corpus {corpus.source}: see corpus.label_names"
         )
-    at = sae_layer(model, sae, layer)
+    counting = Extraction(
+        model,
+        sae,
+        sae_layer(model, sae, settings.get("layer") if layer is None else layer),
+        max_tokens or settings.get("max_tokens", 256),
+        settings.get("count_special", False),
+        settings.get("count_first", False),
+        settings.get("sink_ratio"),
+        settings.get("median_norm"),
+    )
     chosen = _top_documents(matrix, sae, sorted({int(feature) for feature, _ in pairs}), documents)
     needed = {feature: rows for feature, (rows, _, _) in chosen.items()}
-    found = _activations(model, sae, at, corpus.texts, needed, max_tokens, tokens_per_batch)
+    found = _activations(counting, corpus.texts, needed, tokens_per_batch)
     labels = corpus.label_matrix.tocsc()
     result = []
     for feature, label in pairs:
@@ -141,32 +157,23 @@ def _top_documents(
 
 
 def _activations(
-    model: LanguageModel,
-    sae: SAE,
-    layer: int,
-    texts: Sequence[str],
-    needed: dict[int, list[int]],
-    max_tokens: int,
-    tokens_per_batch: int,
+    counting: Extraction, texts: Sequence[str], needed: dict[int, list[int]], tokens_per_batch: int
 ) -> _Found:
     """Run every needed document once and keep the activations of the features that need it."""
     import torch
 
-    from tagsteer.label.counting import counted_tokens
-    from tagsteer.lm.hooks import residuals_at
-
+    sae = counting.sae
     features_of: dict[int, list[int]] = {}
     for feature, rows in needed.items():
         for n in rows:
             features_of.setdefault(n, []).append(feature)
     numbers = sorted(features_of)
-    tokens = _tokenise(model, [texts[n] for n in numbers], max_tokens)
+    tokens = _tokenise(counting.model, [texts[n] for n in numbers], counting.max_tokens)
 
     def work(batch: list[int]) -> list[tuple[np.ndarray, np.ndarray]]:
         with torch.inference_mode():
-            ids, lengths, mask = pad(model, [tokens[i].ids for i in batch])
-            (residual,) = residuals_at(model, [layer], ids, mask)
-            counted = counted_tokens(ids, lengths, model.special_ids, False, False).cpu().numpy()
+            residual, keep, _ = counting.residuals([tokens[i].ids for i in batch])
+            counted = keep.cpu().numpy()
             out = []
             for row, i in enumerate(batch):
                 n = len(tokens[i].ids)

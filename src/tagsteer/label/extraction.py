@@ -10,7 +10,7 @@ import hashlib
 import logging
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -49,7 +49,13 @@ def sae_layer(model: LanguageModel, sae: SAE, layer: int | str | None = None) ->
 
 @dataclass
 class Extraction:
-    """One extraction: what is counted, and the work on one shard."""
+    """What is counted, and the work on one shard.
+
+    Tokens longer than `sink_ratio` × the median are attention sinks. Behind layer 22 of SmolLM2 13 of 60,000
+    tokens besides the first ones are, 70 times as long as the rest; with them the maximum of 44 % of the
+    latents of a 4,096-latent SAE was more than twice, and of some 40 times, what it is without. Between 1.6
+    and 5 times the median there is next to nothing.
+    """
 
     model: LanguageModel
     sae: SAE
@@ -104,23 +110,24 @@ class Extraction:
         }
 
     def measure_median_norm(self, texts: Sequence[str]) -> float | None:
-        """Median length of counted residuals, from up to 16 documents spread over the corpus (64 tokens of
-        each)."""
+        """Median length of the residuals of up to 16 documents spread over the corpus, 64 tokens of each."""
         import torch
 
+        ordinary = replace(self, count_special=False, count_first=False)
         spread = sorted(set(np.linspace(0, len(texts) - 1, 16).round().astype(int).tolist()))
         ids = self.model.encode_batch([texts[i] for i in spread], min(64, self.max_tokens))
         norms = []
         with torch.inference_mode():
             for group in [g for g in ids if g]:
-                residual, keep, _ = self.residuals([group])
+                residual, keep, _ = ordinary.residuals([group])
                 norms.append(residual[keep].float().norm(dim=-1).cpu())
         found = torch.cat(norms) if norms else torch.empty(0)
         return found.median().item() if len(found) else None
 
     def residuals(self, ids: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor, int]:
-        """Residuals [batch, positions, d_model] of the layer, mask of the tokens that count, sinks left
-        out."""
+        """Residuals [batch, positions, d_model], mask of the tokens that count, number of sinks left out."""
+        import torch
+
         from tagsteer.label.counting import counted_tokens
         from tagsteer.lm.hooks import residuals_at
 
@@ -130,14 +137,12 @@ class Extraction:
         keep = keep.to(residual.device)
         sinks = 0
         if self.sink_ratio is not None and self.median_norm is not None:
-            # Special tokens and the first one are kept only if the user asked for them: then whatever their
-            # norm.
-            ordinary = counted_tokens(padded, lengths, self.model.special_ids, False, False).to(
-                residual.device
-            )
-            long = ordinary & (residual.float().norm(dim=-1) > self.sink_ratio * self.median_norm)
-            sinks = int((keep & long).sum())
-            keep = keep & ~long
+            # Special tokens and the first one are kept only if the user asked for them: whatever their norm.
+            ordinary = counted_tokens(padded, lengths, self.model.special_ids, False, False)
+            norm = torch.linalg.vector_norm(residual, dim=-1, dtype=torch.float32)
+            sink = ordinary.to(residual.device) & (norm > self.sink_ratio * self.median_norm)
+            sinks = int((keep & sink).sum())
+            keep = keep & ~sink
         return residual, keep, sinks
 
     def run(self, ids: list[list[int]], bar: Any) -> Shard:

@@ -38,13 +38,16 @@ def select_pairs(
     top_k: int | None = 100,
     max_q_value: float | None = None,
     representatives_only: bool = False,
+    one_per_label: bool = False,
+    one_per_feature: bool = False,
 ) -> Selection:
     """Filter matches: support >= min_support, output score >= min_output_score, then the top_k by f1.
 
     `matches` needs feature, label, f1, support (from `Scores.top` or `find_matches`). `output_scores` maps
     features to scores (a mapping, or a table with feature and output_score); None skips that filter, unless
     `matches` has the column already. Between the output score and the top K a q-value of at most
-    `max_q_value` and, of near-duplicate features, the group's representative alone can be required. A
+    `max_q_value` and, of near-duplicate features, the group's representative alone can be required, and then
+    only the best pair of each label or of each feature kept. A
     feature whose output score or q-value is missing is removed and counted as missing. `top_k=None` keeps
     all.
 
@@ -93,6 +96,11 @@ def select_pairs(
         keep("representative", "group's best feature", "representative", pl.col("representative"), "largest")
     else:
         steps.append(_step("representative", None, len(left), 0, 0))
+    for wanted_once, column in ((one_per_label, "label"), (one_per_feature, "feature")):
+        if wanted_once:
+            before = len(left)
+            left = left.unique(column, keep="first", maintain_order=True)
+            steps.append(_step(f"one per {column}", "best f1", before, before - len(left), 0))
     before = len(left)
     left = left if top_k is None else left.head(top_k)
     steps.append(_step("top_k", None if top_k is None else f"first {top_k}", before, before - len(left), 0))

@@ -75,6 +75,19 @@ def _template_prefix(model: LanguageModel) -> int:
     return max(1, same)
 
 
+def padded(batch: Sequence[Tokens], pad_id: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Right-padded ids, attention mask, and which positions count: each [documents, positions], on the CPU."""
+    width = max(len(tokens.ids) for tokens in batch)
+    ids = torch.full((len(batch), width), pad_id)
+    mask, keep = torch.zeros_like(ids), torch.zeros(len(batch), width, dtype=torch.bool)
+    for row, tokens in enumerate(batch):
+        n = len(tokens.ids)
+        ids[row, :n] = torch.tensor(tokens.ids)
+        mask[row, :n] = 1
+        keep[row, tokens.start : n] = True
+    return ids, mask, keep
+
+
 def residual_chunks(
     model: LanguageModel, layers: list[int], documents: Sequence[Document], max_tokens: int, batcher: Batcher
 ) -> Iterator[list[torch.Tensor]]:
@@ -82,14 +95,7 @@ def residual_chunks(
     tokens = tokenise(model, documents, max_tokens)
 
     def run(batch: list[int]) -> list[torch.Tensor]:
-        width = max(len(tokens[i].ids) for i in batch)
-        ids = torch.full((len(batch), width), model.pad_id)
-        mask, keep = torch.zeros_like(ids), torch.zeros(len(batch), width, dtype=torch.bool)
-        for row, i in enumerate(batch):
-            n = len(tokens[i].ids)
-            ids[row, :n] = torch.tensor(tokens[i].ids)
-            mask[row, :n] = 1
-            keep[row, tokens[i].start : n] = True
+        ids, mask, keep = padded([tokens[i] for i in batch], model.pad_id)
         found = residuals_at(model, layers, ids.to(model.device), mask.to(model.device))
         return [x[keep.to(x.device)] for x in found]
 

@@ -24,7 +24,8 @@ _DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torc
 class ActivationSource(Protocol):
     """Residuals in numbered buffers; `buffer(n)` returns [tokens, d_model] and always the same for the same n."""
 
-    d_model: int
+    @property
+    def d_model(self) -> int: ...
 
     def buffer(self, n: int) -> torch.Tensor: ...
 

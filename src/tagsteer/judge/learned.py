@@ -1,0 +1,228 @@
+"""The learned offline judge: gradient-boosted trees over `inputs`, read from arrays and walked by numpy.
+
+Knows how trained weights are stored and evaluated; must not know how they were trained (`training.py`), and
+needs no scikit-learn. Weights are one safetensors file with a JSON header; nothing is unpickled.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tagsteer.errors import TagsteerError
+from tagsteer.judge.offline import CHUNK, NAME, as_rating
+from tagsteer.judge.types import PARTS, JudgeItem, Rating, check_keys
+
+if TYPE_CHECKING:
+    from tagsteer.judge.similarity import Similarity
+
+HEADS = (*PARTS, "overall")
+"""What is predicted: the three ratings and, since the harmonic mean of expected values is not the expected
+harmonic mean, the overall score by itself."""
+FORMAT = "tagsteer-offline-judge-1"
+
+
+@dataclass(frozen=True, eq=False)
+class Trees:
+    """A sum of regression trees, flat: node n goes left where x[feature[n]] <= threshold[n], else right.
+
+    Leaves point to themselves (left = right = n), so that every row can take the same number of steps.
+    """
+
+    feature: np.ndarray
+    """int16 [nodes]"""
+    threshold: np.ndarray
+    """float32 [nodes]: the largest float32 below the trained threshold, so float32 inputs fall as in training."""
+    left: np.ndarray
+    """int32 [nodes]"""
+    right: np.ndarray
+    """int32 [nodes]"""
+    missing_left: np.ndarray
+    """uint8 [nodes]: where a NaN goes."""
+    value: np.ndarray
+    """float32 [nodes]: added at a leaf."""
+    root: np.ndarray
+    """int32 [trees]"""
+    start: float
+    depth: int
+
+    def __call__(self, x: np.ndarray) -> np.ndarray:
+        """Sums float64 [rows] for inputs float32 [rows, features]."""
+        out = np.full(len(x), self.start)
+        rows = np.arange(len(x))[:, None]
+        # Trees in groups: the gathered matrices stay within the processor's caches.
+        for at in range(0, len(self.root), 64):
+            node = np.tile(self.root[at : at + 64], (len(x), 1))  # (rows, trees)
+            for _ in range(self.depth):
+                seen = x[rows, self.feature[node]]
+                left = np.where(np.isnan(seen), self.missing_left[node] > 0, seen <= self.threshold[node])
+                node = np.where(left, self.left[node], self.right[node])
+            out += self.value[node].astype(float).sum(1)
+        return out
+
+
+@dataclass(frozen=True, eq=False)
+class Weights:
+    """A trained judge: trees and calibration for each head, the names of its inputs, and its card."""
+
+    trees: dict[str, Trees]
+    calibration: dict[str, np.ndarray]
+    """float32 [2, knots] for each head: raw sums and the ratings that they stand for, linear between."""
+    inputs: tuple[str, ...]
+    card: dict[str, Any]
+
+    def predict(self, x: np.ndarray) -> np.ndarray:
+        """Expected ratings [rows, len(HEADS)] in [0, 2]."""
+        if x.shape[1] != len(self.inputs):
+            raise TagsteerError(f"the judge wants {len(self.inputs)} inputs for each text, got {x.shape[1]}")
+        x = np.ascontiguousarray(x, np.float32)
+        return np.stack([np.interp(self.trees[h](x), *self.calibration[h]) for h in HEADS], axis=1)
+
+    def save(self, path: str | Path) -> Path:
+        """Write one .safetensors file (arrays) whose header holds names and card."""
+        from safetensors.numpy import save_file
+
+        arrays: dict[str, np.ndarray] = {}
+        numbers = {}
+        for head, trees in self.trees.items():
+            for name in _ARRAYS:
+                arrays[f"{head}.{name}"] = np.ascontiguousarray(getattr(trees, name))
+            arrays[f"{head}.calibration"] = np.ascontiguousarray(self.calibration[head])
+            numbers[head] = {"start": trees.start, "depth": trees.depth}
+        header = {
+            "format": FORMAT,
+            "inputs": json.dumps(self.inputs),
+            "heads": json.dumps(numbers),
+            "card": json.dumps(self.card),
+        }
+        save_file(arrays, str(path), metadata=header)
+        return Path(path)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Weights:
+        """Read what `save` wrote; a file of another kind or a damaged tree is an error."""
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(str(path), framework="numpy") as file:
+                header = file.metadata() or {}
+                arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except (OSError, SafetensorError) as error:
+            raise TagsteerError(
+                f"cannot read judge weights {str(path)!r}: {error}; train them with `tagsteer train-judge`"
+            ) from error
+        if header.get("format") != FORMAT:
+            raise TagsteerError(
+                f"{str(path)!r} is not an offline judge of format {FORMAT} (found {header.get('format')!r}); "
+                "train one with `tagsteer train-judge`"
+            )
+        inputs, numbers = tuple(json.loads(header["inputs"])), json.loads(header["heads"])
+        trees = {h: Trees(**{n: arrays[f"{h}.{n}"] for n in _ARRAYS}, **numbers[h]) for h in HEADS}
+        for head, t in trees.items():
+            n = len(t.value)
+            inside = all((0 <= a).all() and (a < n).all() for a in (t.left, t.right, t.root))
+            if not inside or (t.feature < 0).any() or (t.feature >= len(inputs)).any():
+                raise TagsteerError(
+                    f"{str(path)!r} holds a damaged tree (head {head}): download or train it again"
+                )
+        return cls(trees, {h: arrays[f"{h}.calibration"] for h in HEADS}, inputs, json.loads(header["card"]))
+
+
+_ARRAYS = ("feature", "threshold", "left", "right", "missing_left", "value", "root")
+
+
+def shipped_weights() -> Path:
+    """Where the judge that comes with tagsteer lies."""
+    return Path(str(resources.files("tagsteer.judge").joinpath("weights/offline_judge.safetensors")))
+
+
+class LearnedJudge:
+    """Rates by trained weights. Ratings are expected values in [0, 2]; `integers` rounds them to 0, 1, 2.
+
+    An empty text is rated 0, 0, 0: so did the judge it was trained on.
+    """
+
+    name = NAME
+
+    def __init__(
+        self, weights: Weights, *, device: str = "cpu", dtype: str = "auto", integers: bool = False
+    ) -> None:
+        from tagsteer.judge.inputs import INPUTS
+
+        if weights.inputs != INPUTS:
+            raise TagsteerError(
+                "these judge weights were trained on other inputs than this version of tagsteer computes: "
+                "train them again with `tagsteer train-judge`"
+            )
+        self.weights, self._integers = weights, integers
+        self._device, self._dtype = device, dtype
+
+    @classmethod
+    def load(
+        cls,
+        path: str | Path | None = None,
+        *,
+        device: str = "cpu",
+        dtype: str = "auto",
+        integers: bool = False,
+    ) -> LearnedJudge:
+        """The shipped judge, or the one at `path`."""
+        return cls(Weights.load(path or shipped_weights()), device=device, dtype=dtype, integers=integers)
+
+    @property
+    def version(self) -> str:
+        """Name of the trained weights."""
+        return str(self.weights.card.get("version", "unnamed"))
+
+    @property
+    def card(self) -> dict[str, Any]:
+        """What it was trained on and how far it agrees with that on concepts that it had not seen."""
+        return self.weights.card
+
+    def describe(self) -> str:
+        rho = self.card.get("held_out_concepts", {}).get("spearman", {})
+        agreement = ", ".join(f"{h} {rho[h]:.2f}" for h in HEADS if rho.get(h) is not None)
+        said = (
+            f"; Spearman with {self.card.get('judge', 'its teacher')} on unseen concepts: {agreement}"
+            if agreement
+            else ""
+        )
+        return f"{self.name} ({self.version}{said})"
+
+    @cached_property
+    def _similarity(self) -> Similarity:
+        from tagsteer.judge.embedder import load_embedder
+        from tagsteer.judge.similarity import Similarity
+
+        return Similarity.of(load_embedder(self._device, self._dtype))
+
+    def predict(self, items: Sequence[JudgeItem]) -> np.ndarray:
+        """Expected concept, instruction, fluency and overall score [items, 4]; 0 for empty texts."""
+        from tagsteer.judge.inputs import judge_inputs
+
+        out = np.zeros((len(items), len(HEADS)))
+        for start in range(0, len(items), CHUNK):
+            chunk = items[start : start + CHUNK]
+            texts = [i.generation for i in chunk]
+            x = judge_inputs(
+                self._similarity, [i.concept for i in chunk], [i.instruction for i in chunk], texts
+            )
+            empty = np.array([not t.strip() for t in texts])
+            out[start : start + len(chunk)] = np.where(empty[:, None], 0.0, self.weights.predict(x))
+        return out
+
+    def rate(self, items: Sequence[JudgeItem]) -> Iterator[tuple[str, Rating]]:
+        """(key, rating) in the order of the items, by chunks."""
+        check_keys(items)
+        described = self.describe()
+        for start in range(0, len(items), CHUNK):
+            chunk = items[start : start + CHUNK]
+            for item, values in zip(chunk, self.predict(chunk), strict=True):
+                yield item.key, as_rating(values[: len(PARTS)], described, self._integers)
