@@ -17,7 +17,7 @@ from tagsteer.report.read import Document, read_run
 from tagsteer.report.views import LeftOut, Limits, document_view, pair_views, shade
 from tests.report.fake_run import LABELS, make_run
 
-HOSTILE = '<script>alert("x")</script>\'"><img src=http://evil.example/x onerror=alert(1)> \u202egnp.exe\x07\u200b{{ 7*7 }}'
+HOSTILE = '<script>alert("x")</script>\'"><img src=http://evil.example onerror=a()> \u202egnp.exe\x07\u200b{{ 7*7 }}'
 
 
 class Reader(HTMLParser):

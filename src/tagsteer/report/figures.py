@@ -29,7 +29,7 @@ COLOURS = {
 OTHER = "#8c3b6a"  # methods that are not in the list
 MARKERS = {"steered": "o", "prompt": "D", "random": "s", "unsteered": "v"}
 _VARIABLES = {INK: "ink", FAINT: "faint", GRID: "line", OTHER: "other"} | {c: n for n, c in COLOURS.items()}
-_STYLE: dict[str, Any] = {
+_STYLE: Any = {
     "font.family": "sans-serif", "font.size": 9, "text.parse_math": False, "svg.fonttype": "none",
     "svg.hashsalt": "tagsteer", "axes.edgecolor": GRID, "axes.labelcolor": FAINT, "text.color": INK,
     "xtick.color": FAINT, "ytick.color": FAINT, "axes.spines.top": False, "axes.spines.right": False,
