@@ -88,7 +88,7 @@ def make_run(
         concept=pl.when(some).then(None).otherwise("concept"),
         reason=pl.when(some).then(pl.lit("no rating in the reply")).otherwise("reason"),
     )
-    ratings.write_parquet(folder / "judge/ratings.parquet")
+    ratings.drop("instruction_text").write_parquet(folder / "judge/ratings.parquet")
     _json(
         folder / "judge/judge.json",
         {"name": "offline judge, not gpt-4o-mini", "version": "offline-2", "description": JUDGE},

@@ -237,3 +237,15 @@ def test_broken_or_absent_folders(tmp_path):
     (run / "select/evidence.json").write_text("[")
     with pytest.raises(TagsteerError, match="not valid JSON"):
         read_run(run)
+
+
+def test_ratings_of_other_texts_are_refused(tmp_path):
+    run = make_run(tmp_path, labels=LABELS[:1], instructions=2)
+    ratings = pl.read_parquet(run / "judge/ratings.parquet")
+    ratings.with_columns(digest=pl.lit("other")).write_parquet(run / "judge/ratings.parquet")
+    with pytest.raises(TagsteerError, match="tagsteer judge"):
+        read_run(run)
+    generations = pl.read_parquet(run / "steer/generations.parquet")
+    named = ratings.with_columns(generations["instruction"].alias("instruction_text"))
+    named.write_parquet(run / "judge/ratings.parquet")
+    assert read_run(run).texts["instruction_text"].equals(generations["instruction"], check_names=False)

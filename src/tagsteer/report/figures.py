@@ -62,12 +62,12 @@ def _figure(width: float, height: float) -> Figure:
 def curve_figure(curves: pl.DataFrame, pair: Any, chosen: float | None) -> Figure:
     """Mean ratings of one pair over strength, beside its floor, random feature and prompting."""
     with _quiet():
-        figure = _figure(5.6, 3.3)
+        figure = _figure(4.9, 3.2)
         axes = figure.add_subplot()
         draw_curves(axes, curves, pair, chosen, parts=True)
         axes.set_xlabel("strength")
         axes.set_ylabel("mean rating, 0 to 2")
-        figure.legend(loc="outside lower center", ncols=4, handlelength=2.2, columnspacing=1.2, fontsize=8)
+        figure.legend(loc="outside lower center", ncols=4, handlelength=2, columnspacing=1, fontsize=8)
     return figure
 
 
@@ -176,6 +176,7 @@ def methods_figure(methods: pl.DataFrame) -> Figure:
 def naming_figure(pairs: pl.DataFrame) -> Figure:
     """Calibrated F1 against output score, a point per pair, as large as its overall score."""
     import numpy as np
+    from matplotlib.ticker import NullFormatter
 
     rows = [
         r
@@ -183,7 +184,7 @@ def naming_figure(pairs: pl.DataFrame) -> Figure:
         if known(r["f1"]) and known(r.get("output_score")) and r["output_score"] > 0
     ]
     with _quiet():
-        figure = _figure(5.6, 3.6)
+        figure = _figure(5.0, 3.4)
         axes = figure.add_subplot()
         if rows:
             x, y = np.array([r["f1"] for r in rows]), np.array([r["output_score"] for r in rows])
@@ -208,6 +209,9 @@ def naming_figure(pairs: pl.DataFrame) -> Figure:
                     fontsize=7.5,
                 )
             axes.set_yscale("log")
+            # The log scale's own labels are formulas, which stay off for the sake of labels with dollar signs.
+            axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+            axes.yaxis.set_minor_formatter(NullFormatter())
             axes.margins(0.08, 0.12)
         axes.set_xlabel("calibrated F1 (how well the feature is named)")
         axes.set_ylabel("output score (what it causes), log")

@@ -134,9 +134,11 @@ def _texts(path: Path) -> pl.DataFrame:
     ratings = pl.read_parquet(_file(path, "judge", "ratings.parquet"))
     if "instruction_text" not in ratings.columns:
         generations = pl.read_parquet(_file(path, "steer", "generations.parquet"))
-        name = "instruction_text" if "instruction_text" in generations.columns else "instruction"
-        wording = generations.select("instruction_id", instruction_text=name).unique("instruction_id")
-        ratings = ratings.join(wording, on="instruction_id", how="left", maintain_order="left")
+        if generations["digest"].to_list() != ratings["digest"].to_list():
+            raise TagsteerError(
+                f"the ratings in {path} are of other texts than those there: run `tagsteer judge` again"
+            )
+        ratings = ratings.with_columns(generations["instruction"].alias("instruction_text"))
     scores = overall_score(*(ratings[name].cast(pl.Float64).to_numpy() for name in RATINGS))
     return ratings.with_columns(pl.Series("overall", scores, dtype=pl.Float64).fill_nan(None))
 
