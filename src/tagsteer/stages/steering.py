@@ -246,6 +246,8 @@ def judge_stage(run: Run, judge: Judge | None = None) -> dict[str, Any]:
             {**{part: found[part] for part in PARTS}, "reason": "; ".join(found["reasons"].values()) or None}
         )
     schema = {**dict.fromkeys(PARTS, pl.Float64), "reason": pl.String}
+    # "instruction" is the wording among the cells and a rating among the ratings.
+    cells = cells.rename({"instruction": "instruction_text"})
     ratings = pl.concat([cells, pl.DataFrame(rows, schema=schema)], how="horizontal")
     ratings.write_parquet(folder / "ratings.parquet")
     (folder / "judge.json").write_text(
