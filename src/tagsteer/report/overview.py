@@ -117,7 +117,11 @@ def reference_figures() -> dict[str, Any]:
         row["cells"][figure.site] = figure
         if figure.note and figure.note not in row["notes"]:
             row["notes"].append(figure.note)
-    lists = [(METRICS[m], published(m)) for m in METRICS if m != "overall"]
+    lists = [
+        (METRICS[m].replace("the same,", "mean overall steering score,"), published(m))
+        for m in METRICS
+        if m != "overall"
+    ]
     sources = sorted({figure.source for figure in published("overall")})
     return {
         "sites": sites, "rows": list(grid.values()), "what": METRICS["overall"], "sources": sources, "lists": lists,
