@@ -137,16 +137,10 @@ def _stage_command(name: str, sentence: str) -> None:
 
 def _describe_corpus(run: Run) -> None:
     """Documents, labels per support threshold, and what was skipped and why, on stdout."""
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
     from tagsteer.corpus.describe import describe
 
-    table = Table(box=None, show_header=False, pad_edge=False)
     for section, item, count, detail in describe(run.corpus).iter_rows():
-        table.add_row(section, Text(item), f"{count:,}", Text(detail))
-    Console().print(table)
+        print(f"{section:9}  {item:36}  {count:>11,}  {detail}".rstrip())
 
 
 for _name, _sentence in {

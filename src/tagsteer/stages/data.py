@@ -9,6 +9,8 @@ from tagsteer.config import CorpusConfig, StackExchangeConfig, TableConfig
 from tagsteer.errors import TagsteerError
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from tagsteer.corpus.store import Corpus
     from tagsteer.run import Run
 
@@ -29,8 +31,33 @@ def read_corpus(config: CorpusConfig, seed: int) -> Corpus:
     else:
         corpus = Corpus.from_wordnet()
     if config.max_documents and config.max_documents < len(corpus.texts):
-        corpus = corpus.sample(config.max_documents, seed)
+        corpus = corpus.subset(_sample(corpus, config, seed))
     return corpus
+
+
+def _sample(corpus: Corpus, config: CorpusConfig, seed: int) -> np.ndarray:
+    """Positions of a random sample, ascending; documents of the focus labels first if there are any."""
+    import numpy as np
+
+    rng = np.random.default_rng(seed)
+    assert config.max_documents is not None
+    chosen: set[int] = set()
+    by_label = corpus.label_matrix.tocsc()
+    for name in config.focus or []:
+        column = corpus.label_index(name)
+        carriers = by_label.indices[by_label.indptr[column] : by_label.indptr[column + 1]]
+        # A document that an earlier label brought counts for this one too.
+        missing = config.documents_per_focus - len(chosen.intersection(carriers.tolist()))
+        others = [int(i) for i in rng.permutation(carriers) if int(i) not in chosen]
+        chosen.update(others[: max(0, missing)])
+    if len(chosen) > config.max_documents:
+        raise TagsteerError(
+            f"corpus.focus asks for {len(chosen):,} documents, more than max_documents = {config.max_documents:,}: "
+            "lower documents_per_focus or raise max_documents"
+        )
+    rest = np.setdiff1d(np.arange(len(corpus)), np.fromiter(chosen, np.int64, len(chosen)))
+    drawn = rng.choice(rest, size=config.max_documents - len(chosen), replace=False)
+    return np.sort(np.concatenate([np.fromiter(chosen, np.int64, len(chosen)), drawn]))
 
 
 def corpus_stage(run: Run) -> dict[str, Any]:

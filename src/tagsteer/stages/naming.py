@@ -24,20 +24,23 @@ def labels_to_score(corpus: Corpus, run: Run) -> Corpus:
     import numpy as np
 
     s = run.config.score
-    if s.labels is not None:
-        unknown = [name for name in s.labels if name not in corpus.label_names]
+    wanted = run.config.corpus.focus if s.labels == "focus" else s.labels
+    if s.labels == "focus" and wanted is None:
+        raise TagsteerError('score.labels = "focus" needs corpus.focus, the list of labels')
+    if wanted is not None:
+        unknown = [name for name in wanted if name not in corpus.label_names]
         if unknown:
             raise one_of(unknown[0], list(corpus.label_names), "label")
     corpus = corpus.with_min_support(s.min_support)
     keep = np.ones(len(corpus.label_names), bool)
     if s.max_support is not None:
         keep &= corpus.support <= s.max_support
-    if s.labels is not None:
-        keep &= np.isin(np.array(corpus.label_names), s.labels)
+    if wanted is not None:
+        keep &= np.isin(np.array(corpus.label_names), list(wanted))
     if not keep.any():
         raise TagsteerError(
             f"no label has {s.min_support} to {s.max_support or 'any number of'} documents"
-            f"{' among score.labels' if s.labels else ''}: `tagsteer corpus` lists the labels by support"
+            f"{' among score.labels' if wanted else ''}: `tagsteer corpus` lists the labels by support"
         )
     return corpus.with_labels(np.flatnonzero(keep))
 
