@@ -89,6 +89,11 @@ class Piece:
     aside: bool = False
     """A special or first token, which is not counted."""
 
+    @property
+    def special(self) -> bool:
+        """Whether it stands for no text, as <|im_start|>; by its looks, for the evidence does not say."""
+        return self.aside and self.text.startswith("<") and self.text.endswith(">")
+
 
 @dataclass(frozen=True)
 class DocumentView:
