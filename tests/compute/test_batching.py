@@ -23,6 +23,13 @@ def test_buckets_hold_every_unit_once_within_the_budget(sizes, budget):
         assert len(batch) == 1 or len(batch) * size <= budget or size == 0
 
 
+def test_short_units_do_not_fill_up_a_batch_of_long_ones():
+    batches = length_buckets([100] * 3 + [10] * 50, 1000)
+    assert [len(batch) for batch in batches] == [3, 50]
+    waste = [100, 90, 80, 70, 60, 51, 49, 40]
+    assert [len(batch) for batch in length_buckets(waste, 10_000)] == [8]
+
+
 def memory_of(limit, done):
     """Work that fails above `limit` (count × largest size), like a device of that size."""
 

@@ -121,8 +121,17 @@ def _longest_first(sizes: Sequence[int]) -> list[int]:
 
 
 def _take(order: list[int], start: int, sizes: Sequence[int], budget: int) -> list[int]:
-    """The batch that begins at `start` of units ordered by falling size."""
-    return order[start : start + max(1, budget // max(1, sizes[order[start]]))]
+    """The batch that begins at `start` of units ordered by falling size.
+
+    It also ends before a unit of less than half the largest size, once it is an eighth full: a longer batch
+    would mostly be padding.
+    """
+    largest = max(1, sizes[order[start]])
+    end = min(start + max(1, budget // largest), len(order))
+    enough = start + max(1, budget // (8 * largest))
+    while end > enough and 2 * sizes[order[end - 1]] < largest:
+        end -= 1
+    return order[start:end]
 
 
 def _release_memory() -> None:

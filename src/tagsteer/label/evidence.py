@@ -14,7 +14,7 @@ import numpy as np
 
 from tagsteer.compute.batching import Batcher
 from tagsteer.errors import TagsteerError
-from tagsteer.label.extraction import Extraction, sae_layer
+from tagsteer.label.extraction import Extraction, sae_layer, tokens_in_batch
 from tagsteer.progress import track
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ def collect_evidence(
     documents: int = 10,
     layer: int | str | None = None,
     max_tokens: int | None = None,
-    tokens_per_batch: int = 4096,
+    tokens_per_batch: int | None = None,
 ) -> list[Evidence]:
     """Evidence for (feature, label) pairs, in their order, from the frequencies [n_documents, n_features].
 
@@ -157,7 +157,7 @@ def _top_documents(
 
 
 def _activations(
-    counting: Extraction, texts: Sequence[str], needed: dict[int, list[int]], tokens_per_batch: int
+    counting: Extraction, texts: Sequence[str], needed: dict[int, list[int]], tokens_per_batch: int | None
 ) -> _Found:
     """Run every needed document once and keep the activations of the features that need it."""
     import torch
@@ -183,7 +183,9 @@ def _activations(
 
     kept, values = {}, {}
     with track("evidence", total=len(numbers), unit="documents") as bar:
-        for batch, found in Batcher(tokens_per_batch).run([len(t.ids) for t in tokens], work):
+        for batch, found in Batcher(tokens_in_batch(counting.model, tokens_per_batch)).run(
+            [len(t.ids) for t in tokens], work
+        ):
             for i, (counted, a) in zip(batch, found, strict=True):
                 n = numbers[i]
                 kept[n] = _Tokens(tokens[i].ids, tokens[i].pieces, counted)

@@ -82,10 +82,10 @@ class Extraction:
                 f"sink_ratio = {self.sink_ratio} would leave out ordinary tokens: give e.g. 5, or None"
             )
 
-    def prepare(self, tokens_per_batch: int, latents_per_block: int | None) -> None:
+    def prepare(self, tokens_per_batch: int | None, latents_per_block: int | None) -> None:
         from tagsteer.label.counting import Counter
 
-        self.batcher = Batcher(tokens_per_batch)
+        self.batcher = Batcher(tokens_in_batch(self.model, tokens_per_batch))
         self.counter = Counter(self.sae, latents_per_block)
 
     def settings(self, texts: Sequence[str], documents_per_shard: int) -> dict[str, Any]:
@@ -110,19 +110,21 @@ class Extraction:
         }
 
     def measure_median_norm(self, texts: Sequence[str]) -> float | None:
-        """Median length of the residuals of up to 16 documents spread over the corpus, 64 tokens of each."""
+        """Median length of the residuals of up to 8 documents spread over the corpus, 64 tokens of each."""
         import torch
 
         ordinary = replace(self, count_special=False, count_first=False)
-        spread = sorted(set(np.linspace(0, len(texts) - 1, 16).round().astype(int).tolist()))
+        spread = sorted(set(np.linspace(0, len(texts) - 1, 8).round().astype(int).tolist()))
         ids = self.model.encode_batch([texts[i] for i in spread], min(64, self.max_tokens))
-        norms = []
-        with torch.inference_mode():
-            for group in [g for g in ids if g]:
-                residual, keep, _ = ordinary.residuals([group])
-                norms.append(residual[keep].float().norm(dim=-1).cpu())
-        found = torch.cat(norms) if norms else torch.empty(0)
-        return found.median().item() if len(found) else None
+        filled = [tokens for tokens in ids if tokens]
+
+        def norms(batch: list[int]) -> torch.Tensor:
+            with torch.inference_mode():
+                residual, keep, _ = ordinary.residuals([filled[i] for i in batch])
+                return torch.linalg.vector_norm(residual[keep], dim=-1, dtype=torch.float32).cpu()
+
+        found = [part for _, part in self.batcher.run([len(tokens) for tokens in filled], norms) if len(part)]
+        return torch.cat(found).median().item() if found else None
 
     def residuals(self, ids: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor, int]:
         """Residuals [batch, positions, d_model], mask of the tokens that count, number of sinks left out."""
@@ -178,6 +180,13 @@ class Extraction:
             bar.advance(len(batch))
         cut = sum(len(tokens) == self.max_tokens for tokens in ids)
         return _shard(found, totals, token_counts, np.array([sinks, cut], dtype=np.int64), self.max_tokens)
+
+
+def tokens_in_batch(model: LanguageModel, asked: int | None) -> int:
+    """The budget asked for, else the one that runs fastest on the model's kind of device."""
+    if asked is not None:
+        return asked
+    return 1024 if model.device.type == "cpu" else 16_384
 
 
 def pad(model: LanguageModel, ids: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -99,7 +99,7 @@ def extract_frequencies(
     *,
     layer: int | str | None = None,
     max_tokens: int = 256,
-    tokens_per_batch: int = 4096,
+    tokens_per_batch: int | None = None,
     count_special: bool = False,
     count_first: bool | None = None,
     sink_ratio: float | None = SINK_RATIO,
@@ -110,7 +110,8 @@ def extract_frequencies(
 ) -> Frequencies:
     """Run the model to the SAE's layer over all documents and count where each feature is active.
 
-    `layer` defaults to the SAE's own. `max_tokens` cuts documents (BOS included). `count_first` counts
+    `layer` defaults to the SAE's own. `max_tokens` cuts documents (BOS included). `tokens_per_batch` defaults
+    to 1,024 on CPUs, where larger batches leave the caches and pad more, and to 16,384 elsewhere. `count_first` counts
     position 0 (default: as `count_special`); `sink_ratio` leaves out tokens whose residual is longer than
     that many times the median (None: keeps them). With `folder`, shards of `documents_per_shard` are
     written as they are done, a later call resumes to the same result, and the matrix is a memory map: what
