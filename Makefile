@@ -4,10 +4,10 @@ VENV   := .venv
 PY     := $(VENV)/bin/python
 STAMP  := $(VENV)/.installed
 
-.PHONY: setup demo test lint types unit test-peers bench clean help
+.PHONY: results setup demo test lint types unit test-peers bench clean help
 
 help:
-	@echo "make setup | demo | test | lint | types | test-peers | bench | clean"
+	@echo "make setup | demo | test | lint | types | test-peers | bench | results | clean"
 
 setup: $(STAMP)
 
@@ -40,6 +40,10 @@ test-peers: setup
 
 bench: setup
 	$(PY) -m benchmarks
+
+# The README's table and texts, from the last demo run.
+results: setup
+	$(PY) docs/make_results.py
 
 clean:
 	rm -rf $(VENV) .venv-peers build dist .pytest_cache .ruff_cache .mypy_cache

@@ -77,9 +77,9 @@ def print_results(folder: Path) -> None:
 
     table = Table(box=None, header_style="bold", pad_edge=False)
     for name in _SHORT_HEADS:
-        table.add_column(name, justify="left" if name == "label" else "right")
+        table.add_column(name, justify="left" if name == "label" else "right", overflow="fold")
     for row in short_table(folder):
-        table.add_row(*(Text(_shown(value)) for value in row))
+        table.add_row(*(Text(_shown(value)) for value in row[: len(_SHORT_HEADS)]))
     console = Console()
     console.print(table)
     head = json.loads((folder / "evaluate" / "summary.json").read_text("utf-8"))["provenance"]
@@ -91,12 +91,14 @@ def print_results(folder: Path) -> None:
 
 
 _SHORT_HEADS = (
-    "label", "feature", "calibrated F1", "output score", "strength", "overall", "unsteered", "random", "prompt"
+    "label", "feature", "calibr. F1", "output score", "best strength", "overall score", "unsteered", "random"
 )  # fmt: skip
 
 
 def _shown(value: str | float | None) -> str:
-    return "-" if value is None else f"{value:.3g}" if isinstance(value, float) else str(value)
+    if value is None:
+        return "-"
+    return (f"{value:.3f}" if value >= 1e-3 else f"{value:.0e}") if isinstance(value, float) and value else str(value)
 
 
 @app.command()
