@@ -30,9 +30,16 @@ def files(tmp_path_factory) -> Path:
     g = torch.Generator().manual_seed(0)
     rows = torch.nn.functional.normalize(torch.randn(48, D_MODEL, generator=g), dim=1)
     SAE(
-        kind="relu", W_enc=rows.T.contiguous(), b_enc=torch.full((48,), -0.02), W_dec=rows, b_dec=torch.zeros(D_MODEL), layer=1
+        kind="relu",
+        W_enc=rows.T.contiguous(),
+        b_enc=torch.full((48,), -0.02),
+        W_dec=rows,
+        b_dec=torch.zeros(D_MODEL),
+        layer=1,
     ).save(folder / "sae")
-    lines = [f'"{"brd oven " * 3}{i}","bread"' for i in range(40)] + [f'"{"WINE 77 " * 3}{i}","wine"' for i in range(40)]
+    lines = [f'"{"brd oven " * 3}{i}","bread"' for i in range(40)] + [
+        f'"{"WINE 77 " * 3}{i}","wine"' for i in range(40)
+    ]
     (folder / "posts.csv").write_text("text,tags\n" + "\n".join(lines) + "\n")
     return folder
 
@@ -116,7 +123,9 @@ def test_a_run_killed_while_steering_resumes_to_the_same_texts(files, tmp_path, 
     assert len([line for line in log.read_text().splitlines() if line]) == 5
     log.write_bytes(log.read_bytes()[:-10])  # the kill cut the last line
     done = []
-    monkeypatch.setattr(Engine, "run", lambda self, items: (done.append(len(items)), original(self, items))[1])
+    monkeypatch.setattr(
+        Engine, "run", lambda self, items: (done.append(len(items)), original(self, items))[1]
+    )
     Run.open(tmp_path / "killed").execute("steer")
     assert done == [wanted["digest"].n_unique() - 4]
     found = pl.read_parquet(run.path("steer") / "generations.parquet")
@@ -129,7 +138,11 @@ def test_changed_settings_redo_only_what_depends_on_them(files, tmp_path):
     said: dict[str, str] = {}
     changed = Run(config(files, select={"top_k": 1}), folder)
     changed.execute("select", on_stage=said.__setitem__)
-    assert [stage for stage, text in said.items() if text.startswith("done before")] == ["corpus", "extract", "score"]
+    assert [stage for stage, text in said.items() if text.startswith("done before")] == [
+        "corpus",
+        "extract",
+        "score",
+    ]
     assert len(pl.read_parquet(folder / "select" / "pairs.parquet")) == 1
     # Another length of documents: the shards of the old one are not taken.
     again = Run(config(files, extract={"max_tokens": 8}), folder)
@@ -139,7 +152,9 @@ def test_changed_settings_redo_only_what_depends_on_them(files, tmp_path):
 
 def test_an_sae_of_another_width_is_refused(files, tmp_path):
     rows = torch.eye(16)
-    SAE(kind="relu", W_enc=rows, b_enc=torch.zeros(16), W_dec=rows, b_dec=torch.zeros(16), layer=1).save(tmp_path / "other")
+    SAE(kind="relu", W_enc=rows, b_enc=torch.zeros(16), W_dec=rows, b_dec=torch.zeros(16), layer=1).save(
+        tmp_path / "other"
+    )
     run = Run(config(files, sae={"name": str(tmp_path / "other")}), tmp_path / "run")
     with pytest.raises(TagsteerError, match=r"d_model 16.* has 32"):
         run.execute("extract")
@@ -162,7 +177,10 @@ def test_settings_that_leave_nothing_say_what_would(files, tmp_path, changes, me
 
 
 def test_a_focus_sample_is_rich_in_its_labels(files, tmp_path):
-    run = Run(config(files, corpus={"focus": ["wine"], "max_documents": 20, "documents_per_focus": 15}), tmp_path / "run")
+    run = Run(
+        config(files, corpus={"focus": ["wine"], "max_documents": 20, "documents_per_focus": 15}),
+        tmp_path / "run",
+    )
     run.execute("corpus")
     support = dict(zip(run.corpus.label_names, run.corpus.support, strict=True))
     assert len(run.corpus) == 20 and support["wine"] >= 15

@@ -57,7 +57,7 @@ def check_sae(name: str, model_name: str, layer: int | None) -> list[str]:
     model = load_model(model_name)
     if sae.d_model != model.d_model:
         raise TagsteerError(
-            f"SAE {name!r} has d_model {sae.d_model}, {model_name} has {model.d_model}: give the model it was trained on"
+            f"SAE {name!r} has d_model {sae.d_model}, {model_name} has {model.d_model}: give its own model"
         )
     if sae.layer is None:
         raise TagsteerError(f"the file of SAE {name!r} does not say its layer: give --layer")

@@ -86,7 +86,7 @@ def test_an_index_without_the_package_is_one_line(index, monkeypatch):
     monkeypatch.setattr(assets, "registry", lambda: {"tiny": pinned})
     for path in index.iterdir():
         path.unlink()
-    with pytest.raises(TagsteerError, match="could not download tinyasset==1.0") as error:
+    with pytest.raises(TagsteerError, match=r"could not download tinyasset==1\.0") as error:
         assets.fetch("tiny")
     assert "\n" not in str(error.value)
 
@@ -120,7 +120,8 @@ def test_one_builds_while_others_wait(tmp_path):
 def test_two_processes_fetch_the_same_asset(index):
     path = wheel(index)
     code = (
-        "import sys; from tests.assets.test_fetch import entry; from tagsteer.assets import fetch; from pathlib import Path\n"
+        "import sys; from pathlib import Path; from tests.assets.test_fetch import entry\n"
+        "from tagsteer.assets import fetch\n"
         "fetch.registry = lambda: {'tiny': entry(Path(sys.argv[1]))}\n"
         "print(fetch.fetch('tiny').read_bytes())"
     )
