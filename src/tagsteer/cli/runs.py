@@ -1,4 +1,4 @@
-"""Commands on a run folder: demo, run, one per stage, show."""
+"""Commands on a run folder: demo, run, one per stage (judge and evaluate are in judging.py), show."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from tagsteer.errors import TagsteerError
 if TYPE_CHECKING:
     from tagsteer.run import Run
 
-_OUT = typer.Option(None, "--out", "-o", help="Run folder; by default runs/NAME under the current folder.")
+TARGET = typer.Argument(..., help="Run folder, or an experiment file to begin one.")
+OUT = typer.Option(None, "--out", "-o", help="Run folder; by default runs/NAME under the current folder.")
 
 
 @app.command()
@@ -22,17 +23,17 @@ def demo(out: Path = typer.Option(Path("runs/demo"), "--out", "-o", help="Run fo
     from importlib import resources
 
     with resources.as_file(resources.files("tagsteer.assets").joinpath("demo.toml")) as path:
-        _execute(_new_run(path, out), "report")
+        execute(_new_run(path, out), "report")
 
 
 @app.command()
 def run(
     config: Path = typer.Argument(..., help="Experiment file (TOML); examples/ has some."),
-    out: Path | None = _OUT,
+    out: Path | None = OUT,
     until: str = typer.Option("report", help="Last stage to run."),
 ) -> None:
     """Run an experiment; what is done already is not done again."""
-    _execute(_new_run(config, out), until)
+    execute(_new_run(config, out), until)
 
 
 def _new_run(config: Path, out: Path | None) -> Run:
@@ -43,7 +44,31 @@ def _new_run(config: Path, out: Path | None) -> Run:
     return Run(settings, out or Path("runs") / settings.name)
 
 
-def _execute(run: Run, until: str) -> None:
+def open_run(folder: Path) -> Run:
+    """The run of a folder; one that is no run's, or of another version, is a one-line error."""
+    from tagsteer.config import stored_config
+    from tagsteer.run import Run
+
+    if not (folder / "config.json").is_file():
+        raise TagsteerError(
+            f"{folder} is no run folder (no config.json): give the folder that `tagsteer run` made"
+        )
+    return Run(stored_config(folder / "config.json"), folder)
+
+
+def run_of(target: Path, out: Path | None) -> Run:
+    """The run of a folder, or a new one of an experiment file."""
+    if target.is_dir():
+        if out is not None and out.resolve() != target.resolve():
+            raise TagsteerError(f"{target} is a run folder already: --out is for experiment files")
+        return open_run(target)
+    if target.suffix != ".toml":
+        raise TagsteerError(f"{target} is neither a run folder nor a .toml experiment file")
+    return _new_run(target, out)
+
+
+def execute(run: Run, until: str) -> None:
+    """Run the stages up to `until`, saying what each did on stderr; after the last, print the results."""
     from rich.console import Console
     from rich.text import Text
 
@@ -85,9 +110,9 @@ def print_results(folder: Path) -> None:
     head = json.loads((folder / "evaluate" / "summary.json").read_text("utf-8"))["provenance"]
     line = f"{head['protocol_line']}; judge: {head['judge']}; {head['n_missing']} ratings missing"
     console.print(Text(line, style="dim"))
-    console.print(
-        Text(f"Report: {(folder / 'report' / 'report.html').resolve()}", style="bold"), soft_wrap=True
-    )
+    page = folder / "report" / "report.html"
+    if page.exists():
+        console.print(Text(f"Report: {page.resolve()}", style="bold"), soft_wrap=True)
 
 
 _SHORT_HEADS = (
@@ -98,15 +123,19 @@ _SHORT_HEADS = (
 def _shown(value: str | float | None) -> str:
     if value is None:
         return "-"
-    return (f"{value:.3f}" if value >= 1e-3 else f"{value:.0e}") if isinstance(value, float) and value else str(value)
+    return (
+        (f"{value:.3f}" if value >= 1e-3 else f"{value:.0e}")
+        if isinstance(value, float) and value
+        else str(value)
+    )
 
 
 @app.command()
 def show(folder: Path = typer.Argument(..., help="Run folder.")) -> None:
     """What a run has done, and its results as far as they are there."""
-    from tagsteer.run import STAGES, Run
+    from tagsteer.run import STAGES
 
-    existing = Run.open(folder)
+    existing = open_run(folder)
     complete = True
     for stage in STAGES:
         found = existing.done(stage.name)
@@ -118,18 +147,11 @@ def show(folder: Path = typer.Argument(..., help="Run folder.")) -> None:
 
 def _stage_command(name: str, sentence: str) -> None:
     def command(
-        target: Path = typer.Argument(..., help="Run folder, or an experiment file to begin one."),
-        out: Path | None = _OUT,
+        target: Path = TARGET,
+        out: Path | None = OUT,
     ) -> None:
-        from tagsteer.run import Run
-
-        if target.is_dir():
-            run = Run.open(target)
-        elif target.suffix == ".toml":
-            run = _new_run(target, out)
-        else:
-            raise TagsteerError(f"{target} is neither a run folder nor a .toml experiment file")
-        _execute(run, name)
+        run = run_of(target, out)
+        execute(run, name)
         if name == "corpus":
             _describe_corpus(run)
 
@@ -151,8 +173,6 @@ for _name, _sentence in {
     "score": "Score every feature against every label.",
     "select": "Filter the matches to pairs worth steering.",
     "steer": "Generate steered texts and those of the baselines.",
-    "judge": "Rate the texts.",
-    "evaluate": "Choose strengths by cross-validation and compare with the baselines.",
     "report": "Write the page, the figures and the CSV files.",
 }.items():
     _stage_command(_name, _sentence)

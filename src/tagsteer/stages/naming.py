@@ -117,7 +117,7 @@ def select_stage(run: Run) -> dict[str, Any]:
         run.model,
         run.sae,
         run.corpus,
-        frequencies.matrix,
+        frequencies,
         list(zip(pairs["feature"].to_list(), pairs["label_name"].to_list(), strict=True)),
         documents=s.evidence_documents,
         layer=run.config.sae.layer,

@@ -43,7 +43,7 @@ class Steerer:
     """Steers `model` with features of `sae` at the SAE's layer (or `layer`).
 
     max_activations: a table by feature id (mapping or array [d_sae]) for strengths in unit="max_activation",
-    for example `extract_frequencies(...).max_activation`.
+    for example `extract_frequencies(...).robust_max`.
 
     Example:
         steerer = Steerer(model, sae)
