@@ -79,7 +79,7 @@ def group_agreement(judged: np.ndarray, real: np.ndarray, groups: Sequence[Any])
         "largest_difference": {p: _short(np.nanmax(np.abs(difference[:, k]))) for k, p in enumerate(PARTS)},
         "mean_absolute_difference": {p: _short(np.nanmean(np.abs(difference[:, k]))) for k, p in enumerate(PARTS)},
         "difference": {
-            key: {p: _short(difference[g, k]) for k, p in enumerate(PARTS)} for g, key in enumerate(keys)
+            str(key): {p: _short(difference[g, k]) for k, p in enumerate(PARTS)} for g, key in enumerate(keys)
         } if len(keys) <= 12 else {},
     }  # fmt: skip
 

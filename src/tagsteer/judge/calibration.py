@@ -139,7 +139,7 @@ def calibrate(
     keys, rest = list(llm), [key for key in offline if key not in llm]
     ours, theirs, others = _table(offline, keys), _table(llm, keys), _table(offline, rest)
     complete = ~(np.isnan(ours).any(1) | np.isnan(theirs).any(1))
-    named = {key: "all" for key in offline} if groups is None else groups
+    named = dict.fromkeys(offline, "all") if groups is None else groups
     agreement = rating_agreement(ours[complete], theirs[complete])
     if groups is not None:
         agreement["groups"] = group_agreement(ours, theirs, [named[k] for k in keys])

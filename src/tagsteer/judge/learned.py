@@ -127,7 +127,7 @@ class Weights:
         trees = {h: Trees(**{n: arrays[f"{h}.{n}"] for n in _ARRAYS}, **numbers[h]) for h in HEADS}
         for head, t in trees.items():
             n = len(t.value)
-            inside = all((0 <= a).all() and (a < n).all() for a in (t.left, t.right, t.root))
+            inside = all((a >= 0).all() and (a < n).all() for a in (t.left, t.right, t.root))
             if not inside or (t.feature < 0).any() or (t.feature >= len(inputs)).any():
                 raise TagsteerError(
                     f"{str(path)!r} holds a damaged tree (head {head}): download or train it again"
