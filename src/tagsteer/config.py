@@ -6,11 +6,12 @@ Keys of judges are never part of a configuration: only the name of the environme
 
 from __future__ import annotations
 
+import json
 import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from tagsteer.errors import TagsteerError
 from tagsteer.judge.settings import JudgeSettings
@@ -76,7 +77,8 @@ CorpusConfig = Annotated[WordNetConfig | StackExchangeConfig | TableConfig, Fiel
 class ExtractConfig(_Section):
     max_tokens: int = Field(256, ge=2)
     """Documents are cut here (ours)."""
-    tokens_per_batch: int = Field(4096, ge=1)
+    tokens_per_batch: int | None = Field(None, ge=1)
+    """Tokens per forward pass; None takes 1,024 on a CPU and more on an accelerator. Halved when memory runs out."""
     documents_per_shard: int = Field(2048, ge=1)
 
 
@@ -134,15 +136,51 @@ class SteerConfig(_Section):
     random_features: bool = True
     """Whether a random feature is steered for each label, as a control."""
     prompt_baseline: bool = True
+    plain_f1: bool = False
+    """Whether the feature with the best plain F1 of each label is steered, as a baseline of the calibrated one."""
+    difference_of_means: bool = False
+    """Whether each label's direction of means is added to the residual stream; reads the corpus twice."""
+    neuronpedia: Path | None = None
+    """If given, the baseline "NP random": features with Neuronpedia's own labels, from an export of exactly this
+    SAE (.json, .jsonl, each also .gz) or an AxBench metadata.jsonl."""
+    neuronpedia_features: int = Field(100, ge=1)
+    """How many of them, drawn at random; the paper's 100."""
+
+
+class LocalJudgeConfig(_Section):
+    """A judge of transformers on this machine; runs where the steered model runs."""
+
+    model: str
+    """Embedded name, hub id, or folder of a chat model."""
+    dtype: str = "auto"
+    temperature: float = Field(0.0, ge=0)
+    """0 is greedy."""
+    max_new_tokens: int = Field(256, ge=1)
+    batch_size: int = Field(8, ge=1)
 
 
 class JudgeConfig(JudgeSettings):
     """Which judge; the settings of one behind a server are those of judge/settings.py."""
 
-    kind: Literal["auto", "offline", "server"] = "auto"
+    kind: Literal["auto", "offline", "server", "local"] = "auto"
     """auto: the server if its key is in the environment, else offline."""
     perplexity: bool = True
-    """Offline only: whether fluency also reads the unsteered model's perplexity (slower)."""
+    """Offline only: whether fluency also reads the unsteered model's perplexity (slower; the rules alone can)."""
+    weights: Path | None = None
+    """Offline only: the file that `tagsteer train-judge` wrote, instead of the judge that comes with tagsteer."""
+    local: LocalJudgeConfig | None = None
+    """The model behind kind = "local"."""
+
+    @model_validator(mode="after")
+    def _check_kind(self) -> JudgeConfig:
+        if self.kind == "local" and self.local is None:
+            raise ValueError('kind = "local" needs a model: local = {model = "..."}')
+        return self
+
+    @property
+    def server(self) -> JudgeSettings:
+        """The settings of the judge behind a server alone."""
+        return JudgeSettings(**{name: getattr(self, name) for name in JudgeSettings.model_fields})
 
 
 class EvaluateConfig(_Section):
@@ -168,18 +206,40 @@ class RunConfig(_Section):
     evaluate: EvaluateConfig = EvaluateConfig()
 
 
+_PATHS = (("corpus", "path"), ("steer", "instructions_file"), ("steer", "neuronpedia"), ("judge", "weights"))
+"""Entries that are relative to the experiment file."""
+
+
 def load_config(path: Path | str) -> RunConfig:
     """Read and check an experiment file; relative paths in it are relative to the file."""
     path = Path(path)
     data = read_toml(path)
     data.setdefault("name", path.stem)
-    if data.get("score", {}).get("prior") == 0:
-        data["score"]["prior"] = None
-    for section, key in (("corpus", "path"), ("steer", "instructions_file")):
-        value = data.get(section, {}).get(key) if isinstance(data.get(section), dict) else None
+    for section, key in _PATHS:
+        value = data[section].get(key) if isinstance(data.get(section), dict) else None
         if isinstance(value, str):
             data[section][key] = str((path.parent / Path(value).expanduser()).resolve())
+    if isinstance(data.get("score"), dict) and data["score"].get("prior") == 0:
+        data["score"]["prior"] = None
     return check(RunConfig, data, str(path))
+
+
+def stored_config(path: Path | str) -> RunConfig:
+    """The configuration that a run folder keeps as config.json; one of another version is a one-line error."""
+    path = Path(path)
+    try:
+        data = json.loads(path.read_text("utf-8"))
+    except ValueError as error:
+        raise TagsteerError(
+            f"{path} is not valid JSON ({error}): begin the run again from its .toml file"
+        ) from None
+    return check(RunConfig, data, str(path))
+
+
+def with_judge(config: RunConfig, **changes: Any) -> RunConfig:
+    """The configuration with other settings in [judge], checked anew."""
+    judge = check(JudgeConfig, {**config.judge.model_dump(), **changes}, "[judge]")
+    return config.model_copy(update={"judge": judge})
 
 
 def read_toml(path: Path) -> dict[str, Any]:
@@ -194,14 +254,43 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise TagsteerError(f"{path} is not valid TOML: {error}") from None
 
 
-def check(kind: type[T], data: dict[str, Any], where: str) -> T:
-    """Validate `data`; every wrong entry is named in one error."""
+def check(kind: type[T], data: Any, where: str) -> T:
+    """Validate `data`; every wrong entry is named in one error of one line."""
     try:
         return kind.model_validate(data)
     except ValidationError as error:
         problems = []
         for item in error.errors():
             place = ".".join(str(part) for part in item["loc"])
-            given = "" if item["type"] == "missing" else f" (got {item['input']!r})"
-            problems.append(f"{place}: {item['msg']}{given}")
-        raise TagsteerError(f"{where}: " + "; ".join(problems)) from None
+            wanted = item["msg"].removeprefix("Value error, ")
+            given = f" (got {_short(item['input'])})"
+            if item["type"] == "extra_forbidden":
+                # Its value may be a key that someone put here.
+                wanted, given = f"no such setting{_near(kind, item['loc'])}", ""
+            elif item["type"] == "missing" or isinstance(item["input"], dict):
+                given = ""
+            problems.append(f"{place}: {wanted}{given}" if place else wanted)
+        raise TagsteerError(" ".join(f"{where}: {'; '.join(problems)}".split())) from None
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def _near(kind: type[BaseModel], place: tuple[int | str, ...]) -> str:
+    """ ", did you mean ..." where a setting with a similar name stands in the same section."""
+    import difflib
+
+    names: list[str] = []
+    sections: list[Any] = [kind]
+    for part in place[:-1]:
+        fields = [s.model_fields[part] for s in sections if part in getattr(s, "model_fields", {})]
+        if fields:
+            sections = [f.annotation for f in fields]
+            # A union (the sources of a corpus): the next part of the place is the kind that was chosen.
+            sections += [a for s in sections for a in getattr(s, "__args__", ())]
+    for section in sections:
+        names += getattr(section, "model_fields", {})
+    near = difflib.get_close_matches(str(place[-1]), names, n=1)
+    return f", did you mean {near[0]}?" if near else ""

@@ -91,4 +91,9 @@ def terminal(decisions: bool = True) -> Iterator[None]:
 
 
 # Each module adds its commands to `app`.
-from tagsteer.cli import runs, steering, tools  # noqa: E402, F401
+from tagsteer.cli import judging, runs, steering, tools  # noqa: E402, F401
+
+# In the help, stages stand in their order.
+_ORDER = ("demo", "run", "show", "corpus", "extract", "score", "select", "steer", "judge", "evaluate", "report",
+          "generate", "chat", "train-sae", "train-judge", "doctor")  # fmt: skip
+app.registered_commands.sort(key=lambda c: _ORDER.index(c.name or c.callback.__name__))  # type: ignore[union-attr]

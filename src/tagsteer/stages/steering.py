@@ -12,62 +12,22 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tagsteer.errors import TagsteerError
+from tagsteer.judge.settings import CostCeilingReached
+from tagsteer.stages.judges import choose_judge
+from tagsteer.stages.methods import NP_RANDOM, methods_of, vectors_of
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import polars as pl
+    import torch
+
     from tagsteer.judge.types import Judge, JudgeItem
     from tagsteer.run import Run
-    from tagsteer.steer.baselines.methods import Cell, Method
+    from tagsteer.steer.baselines.methods import Cell
     from tagsteer.steer.generate import WorkItem
 
 log = logging.getLogger("tagsteer.run")
-
-
-def methods_of(run: Run) -> list[Method]:
-    """The pairs steered, and what they are held against."""
-    import numpy as np
-    import polars as pl
-
-    from tagsteer.label.frequencies import Frequencies
-    from tagsteer.steer.baselines.methods import Pair, Settings, feature_pairs
-    from tagsteer.steer.baselines.prompt_steering import prompt_steering
-    from tagsteer.steer.baselines.random_features import random_features
-    from tagsteer.steer.baselines.unsteered import unsteered
-    from tagsteer.steer.prompting import SteeringPrompts
-    from tagsteer.steer.sampling import Sampling
-
-    s = run.config.steer
-    pairs = pl.read_parquet(run.path("select") / "pairs.parquet")
-    frequencies = Frequencies.load(run.path("extract"))
-    ids = np.arange(run.sae.d_sae) if run.sae.features is None else run.sae.features.cpu().numpy()
-    known = np.isfinite(frequencies.robust_max)
-    maxima = {int(f): float(m) for f, m in zip(ids[known], frequencies.robust_max[known], strict=True)}
-    settings = Settings(
-        model=run.model,
-        kind=s.intervention,
-        unit=s.unit,
-        max_activations=maxima,
-        max_new_tokens=s.max_new_tokens,
-        sampling=Sampling(temperature=s.temperature, top_k=s.top_k),
-    )
-    chosen = list(zip(pairs["label_name"].to_list(), pairs["feature"].to_list(), strict=True))
-    labels = list(dict.fromkeys(label for label, _ in chosen))
-    steered = feature_pairs(
-        "steered", [Pair(*pair) for pair in chosen], settings, "selected by calibrated F1"
-    )
-    methods = [steered, unsteered(labels, settings)]
-    if s.random_features:
-        # As alive as the chosen ones: features that fire on too little have no usable maximum.
-        enough = [
-            int(f)
-            for f, n in zip(ids, frequencies.n_docs_active, strict=True)
-            if n >= 10 and int(f) in maxima
-        ]
-        taken = [feature for _, feature in chosen]
-        methods.append(random_features(labels, enough, settings, seed=run.config.seed, taken=taken))
-    if s.prompt_baseline:
-        methods.append(prompt_steering(labels, settings, SteeringPrompts(run.path("steer") / "prompts.json")))
-    return methods
 
 
 def steer_stage(run: Run) -> dict[str, Any]:
@@ -83,14 +43,20 @@ def steer_stage(run: Run) -> dict[str, Any]:
     methods = methods_of(run)
     cells = [cell for method in methods for cell in method.cells(s.strengths, instructions)]
     places = {instruction.id: place for place, instruction in enumerate(instructions)}
-    digests = {cell.item.key: _digest(cell.item, run) for cell in cells}
+    vectors = vectors_of(methods)
+    digests = {cell.item.key: _digest(cell.item, run, vectors) for cell in cells}
     log_file = TextLog(run.path("steer") / "texts.jsonl")
     missing = {c.item.key: c.item for c in cells if digests[c.item.key] not in log_file}
     if missing:
         if len(missing) < len(digests):
             log.info("%d of %d texts are there already", len(digests) - len(missing), len(digests))
         engine = Engine(
-            run.model, run.sae, layer=run.config.sae.layer, batch_size=s.batch_size, seed=run.config.seed
+            run.model,
+            run.sae,
+            layer=run.config.sae.layer,
+            vectors=vectors,
+            batch_size=s.batch_size,
+            seed=run.config.seed,
         )
         with log_file.appending() as write:
             for found in engine.run(list(missing.values())):
@@ -109,35 +75,54 @@ def steer_stage(run: Run) -> dict[str, Any]:
     return {"texts": len(digests), "cells": len(cells), "methods": len(methods), "non_finite": broken}
 
 
-def _digest(item: WorkItem, run: Run) -> str:
-    """Everything that changes a text: model, SAE, prompt, steering, sampling, seed."""
+def _digest(item: WorkItem, run: Run, vectors: Mapping[str, torch.Tensor]) -> str:
+    """Everything that changes a text: model, SAE, prompt, steering with its vectors, sampling, seed."""
     parts = [
         *(run.model.name, str(run.model.dtype), run.sae_digest, run.config.seed, list(item.prompt_ids)),
         *(item.intervention.to_dict(), item.max_new_tokens, repr(item.sampling), repr(item.key)),
     ]
-    return hashlib.blake2b(json.dumps(parts).encode(), digest_size=16).hexdigest()
+    digest = hashlib.blake2b(json.dumps(parts).encode(), digest_size=16)
+    for name in item.intervention.features:
+        if isinstance(name, str):
+            digest.update(vectors[name].float().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _cell_row(cell: Cell, places: dict[int, int], found: dict[str, Any]) -> dict[str, Any]:
     """A line of the table; `instruction_id` is the place in drawn order, as AxBench counts."""
     terms = cell.item.intervention.terms
     return {
-        "method": cell.method, "label": cell.pair.label, "feature": cell.pair.feature, "strength": cell.strength,
-        "value": terms[0].value if terms else None, "instruction_id": places[cell.instruction.id], "instruction_row": cell.instruction.id,
+        "method": cell.method, "label": cell.pair.label, "strength": cell.strength,
+        "feature": cell.pair.feature if isinstance(cell.pair.feature, int) else None,
+        "value": terms[0].value if terms else None,
+        "instruction_id": places[cell.instruction.id], "instruction_row": cell.instruction.id,
         "instruction": cell.instruction.text, "generation": found["text"], "finish": found["finish"],
         "n_tokens": found["n_tokens"], "digest": found["digest"],
     }  # fmt: skip
 
 
-def _with_pair_numbers(table: Any, pairs: Any) -> Any:
-    """Give each cell the number of its pair; a baseline's cells stand once under every pair of their label."""
+def _with_pair_numbers(table: pl.DataFrame, pairs: pl.DataFrame) -> pl.DataFrame:
+    """Give each cell the number of its pair; a baseline's cells stand once under every pair of their label.
+
+    Features under Neuronpedia's labels are pairs of their own, numbered after ours.
+    """
     import polars as pl
 
+    named = table.filter(pl.col("method") == NP_RANDOM)
     numbers = pairs.select("pair", label="label_name", pair_feature="feature")
-    joined = table.join(numbers, on="label", how="inner", maintain_order="left")
-    return joined.filter(
+    joined = table.filter(pl.col("method") != NP_RANDOM).join(
+        numbers, on="label", how="inner", maintain_order="left"
+    )
+    ours = joined.filter(
         (pl.col("method") != "steered") | (pl.col("feature") == pl.col("pair_feature"))
     ).drop("pair_feature")
+    if not len(named):
+        return ours
+    own = named.select("label", "feature").unique(maintain_order=True)
+    first = int(pairs["pair"].max()) + 1  # type: ignore[arg-type]
+    own = own.with_columns(pl.int_range(first, first + len(own)).cast(ours.schema["pair"]).alias("pair"))
+    theirs = named.join(own, on=["label", "feature"], how="left", maintain_order="left")
+    return pl.concat([ours, theirs.select(ours.columns)])
 
 
 class TextLog:
@@ -192,29 +177,6 @@ class _Appending:
         self._file.close()
 
 
-def choose_judge(run: Run, folder: Path) -> Judge:
-    """The judge of the configuration; `auto` asks the server only if its key is in the environment."""
-    from tagsteer.judge.clients import OpenAIJudge
-    from tagsteer.judge.offline import offline_judge
-    from tagsteer.judge.settings import JudgeSettings
-    from tagsteer.judge.store import JudgementStore
-
-    config = run.config.judge
-    settings = JudgeSettings(**config.model_dump(exclude={"kind", "perplexity"}))
-    kind = config.kind
-    if kind == "auto":
-        try:
-            settings.api_key()
-            kind = "server"
-        except TagsteerError as reason:
-            log.info("offline judge: %s", reason)
-            kind = "offline"
-    if kind == "offline":
-        return offline_judge("auto", run.model if config.perplexity else None, device=run.model.device.type)
-    settings.api_key()
-    return OpenAIJudge(settings, JudgementStore(folder / "judgements.sqlite"))
-
-
 def judge_stage(run: Run, judge: Judge | None = None) -> dict[str, Any]:
     """Rate every distinct (label, instruction, text), then one table of all cells with their ratings."""
     import polars as pl
@@ -222,6 +184,9 @@ def judge_stage(run: Run, judge: Judge | None = None) -> dict[str, Any]:
     from tagsteer.judge.types import PARTS
 
     folder = run.path("judge")
+    # Ratings that were missing may come this time: what was made from the earlier ones is out of date.
+    for stage in ("judge", "evaluate", "report"):
+        (run.folder / stage / "stage.json").unlink(missing_ok=True)
     cells = pl.read_parquet(run.path("steer") / "generations.parquet")
     judge = judge or choose_judge(run, folder)
     items = judge_items(cells.iter_rows(named=True))
@@ -232,13 +197,18 @@ def judge_stage(run: Run, judge: Judge | None = None) -> dict[str, Any]:
         for item in items
     }
     missing = [item for item in items if keys[item.key] not in log_file]
+    ceiling: CostCeilingReached | None = None
     with log_file.appending() as write:
-        for key, rating in judge.rate(missing):
-            values = {part: getattr(rating, part) for part in PARTS}
-            entry = {"digest": keys[key], **values, "reasons": rating.reasons}
-            # A missing part may come with a later run; only whole ratings are kept.
-            (write if rating.complete else log_file.add)(entry)
-    unknown: dict[str, Any] = {**dict.fromkeys(PARTS), "reasons": {"all": "the judge gave no rating"}}
+        try:
+            for key, rating in judge.rate(missing):
+                values = {part: getattr(rating, part) for part in PARTS}
+                entry = {"digest": keys[key], **values, "reasons": rating.reasons}
+                # A missing part may come with a later run; only whole ratings are kept.
+                (write if rating.complete else log_file.add)(entry)
+        except CostCeilingReached as error:
+            ceiling = error
+    why = "the judge gave no rating" if ceiling is None else "not asked: the ceiling on cost was reached"
+    unknown: dict[str, Any] = {**dict.fromkeys(PARTS), "reasons": {"all": why}}
     rows = []
     for cell in cells.iter_rows(named=True):
         found = log_file.get(keys[item_key(cell)], unknown)
@@ -254,6 +224,8 @@ def judge_stage(run: Run, judge: Judge | None = None) -> dict[str, Any]:
         json.dumps({"name": judge.name, "version": judge.version, "description": described}, indent=1),
         "utf-8",
     )
+    if ceiling is not None:
+        raise ceiling
     incomplete = ratings.filter(pl.any_horizontal(pl.col(list(PARTS)).is_null())).height
     return {"judge": described, "texts": len(items), "missing_ratings": incomplete}
 
