@@ -57,6 +57,7 @@ MISTAKES = {
     "a local judge without a model": (WORDNET + '[judge]\nkind = "local"\n', "local = {model ="),
     "an unknown judge": (WORDNET + '[judge]\nkind = "gpt"\n', "'auto', 'offline', 'server' or 'local'"),
     "a line break in a value": (WORDNET + '[steer]\nintervention = """a\nb"""\n', "steer.intervention"),
+    "fewer instructions than splits": (WORDNET + "[steer]\ninstructions = 3\n", "evaluate.splits = 4"),
     "no features": (WORDNET + "[steer]\nneuronpedia_features = 0\n", "(got 0)"),
 }  # fmt: skip
 

@@ -205,6 +205,16 @@ class RunConfig(_Section):
     judge: JudgeConfig = JudgeConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
 
+    @model_validator(mode="after")
+    def _enough_instructions(self) -> RunConfig:
+        # Found out here, not after everything has been generated and judged.
+        if self.evaluate.protocol == "paper" and self.steer.instructions < self.evaluate.splits:
+            raise ValueError(
+                f"steer.instructions = {self.steer.instructions} are too few for evaluate.splits = "
+                f"{self.evaluate.splits}: give as many instructions, or fewer splits"
+            )
+        return self
+
 
 _PATHS = (("corpus", "path"), ("steer", "instructions_file"), ("steer", "neuronpedia"), ("judge", "weights"))
 """Entries that are relative to the experiment file."""
