@@ -171,7 +171,8 @@ def run(quick: bool) -> list[Row]:
         ),
         "l0": float((a > 0).sum(1).float().mean()),
     }
-    what = f"BatchTopK, d_model {D_MODEL}, d_sae {D_SAE:,}, k {K}, batches of {BATCH:,}, {threads} thread{'s' * (threads > 1)}"
+    cores = f"{threads} thread{'s' * (threads > 1)}"
+    what = f"BatchTopK, d_model {D_MODEL}, d_sae {D_SAE:,}, k {K}, batches of {BATCH:,}, {cores}"
     how = f"best of {size['rounds'] - 1} rounds of {size['steps']} steps in turn, after one to warm up"
     rows = []
     if peer:
