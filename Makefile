@@ -4,10 +4,10 @@ VENV   := .venv
 PY     := $(VENV)/bin/python
 STAMP  := $(VENV)/.installed
 
-.PHONY: results setup demo test lint types unit test-peers bench clean help
+.PHONY: saes-page results setup demo test lint types unit test-peers bench clean help
 
 help:
-	@echo "make setup | demo | test | lint | types | test-peers | bench | results | clean"
+	@echo "make setup | demo | test | lint | types | test-peers | bench | results | saes-page | clean"
 
 setup: $(STAMP)
 
@@ -44,6 +44,10 @@ bench: setup
 # The README's table and texts, from the last demo run.
 results: setup
 	$(PY) docs/make_results.py
+
+# docs/saes.md, from the cards of the shipped SAEs.
+saes-page: setup
+	$(PY) docs/make_saes.py
 
 clean:
 	rm -rf $(VENV) .venv-peers build dist .pytest_cache .ruff_cache .mypy_cache

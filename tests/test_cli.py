@@ -112,5 +112,5 @@ def test_debug_shows_the_traceback():
 def test_doctor_tells_what_is_here_without_downloading(capsys, tmp_path, monkeypatch):
     monkeypatch.setenv("TAGSTEER_CACHE", str(tmp_path))
     status, out, _ = call(capsys, "doctor")
-    assert status == 0 and "would download 93 MB" in out and "layer-22-l0-64 (default)" in out
+    assert status == 0 and "would download 93 MB" in out and "layer-12-l0-64 (default)" in out
     assert "device: " in out and not any(tmp_path.iterdir())

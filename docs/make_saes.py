@@ -1,0 +1,64 @@
+"""Write docs/saes.md from the cards of the shipped SAEs: `make saes-page`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+SHIPPED = ROOT / "src" / "tagsteer" / "assets" / "saes"
+
+HEAD = """# The shipped SAEs
+
+<!-- written by `make saes-page` from the cards, do not edit -->
+
+Trained by tagsteer for SmolLM2-135M-Instruct after layers 12 and 22 of 30 (0.40 and 0.76 of the depth, as in the
+paper), BatchTopK, stored as JumpReLU with one threshold. `load_sae("smollm2-135m-instruct")` takes the default.
+Positions 0, the constant start of the chat template, padding, and tokens with a residual norm above six medians
+(attention sinks, fifty times the median) are kept out of training and of the figures, unless a column says otherwise.
+
+"""
+
+NOTES = """
+- **EV**, **L0**: explained variance and active latents per token on text of kinds that training never saw (questions
+  and answers of two other forums), typical tokens; **EV all** counts the outlier tokens too. L0 is higher there than
+  on the training mix, where it is the number in the name.
+- **Dead**: latents that did not fire on the last 300,000 training tokens. **Silent** is the share that did not fire
+  on the small held-out sample, an upper bound.
+- **CE recovered**: (CE with the mean in place of x − CE with x̂) / (CE with the mean − CE plain), held-out text.
+
+## How they were made
+
+Each card holds its settings. The commands are
+
+```
+{commands}
+```
+
+The shipped weights came from these settings and sources through an earlier script that drew its own sample of the
+same data (the proportions are those of the files' `max_documents`), so a rerun gives an SAE of the same kind, not
+the same bits. Residuals were made in bfloat16 and cached once per layer; the weights are stored in float16.
+"""
+
+
+def main() -> None:
+    lines = ["| SAE | latents | MB | EV | EV all | L0 | CE plain | CE recovered | dead | silent | training EV, L0 |"]
+    lines += ["|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|"]
+    commands = []
+    for folder in sorted(SHIPPED.glob("*/*/")):
+        head = json.loads((folder / "card.json").read_text("utf-8"))
+        card, training = head["card"], head["card"]["training"]
+        size = (folder / "sae.safetensors").stat().st_size / 1e6
+        lines.append(
+            f"| {folder.parent.name}/{folder.name} | {head['d_sae']:,} | {size:.1f} | {card['explained_variance']:.3f} "
+            f"| {card['explained_variance_with_outliers']:.3f} | {card['l0']:.1f} | {card['cross_entropy']:.2f} "
+            f"| {card['cross_entropy_recovered']:.3f} | {training['dead_share']:.1%} | {card['dead_share']:.1%} "
+            f"| {training['explained_variance']:.3f}, {training['l0']:.1f} |"
+        )
+        commands.append(f"{card['command']} --out saes/{folder.name}")
+    page = HEAD + "\n".join(lines) + "\n" + NOTES.format(commands="\n".join(commands))
+    (ROOT / "docs" / "saes.md").write_text(page, "utf-8")
+
+
+if __name__ == "__main__":
+    main()
