@@ -53,7 +53,7 @@ def corrected_mean(
     offline_rest: np.ndarray | Sequence[float],
     confidence: float = 0.95,
 ) -> Corrected:
-    """Mean LLM rating of all texts from `llm` and `offline` ratings of n sampled texts and `offline_rest` of the others.
+    """Mean LLM rating of all texts, from `llm` and `offline` of n sampled texts and `offline_rest` of the others.
 
         mean = llm̄ + λ (rest̄ − offlinē),   λ = cov(llm, offline) / ((1 + n/N) var(offline)), cut to [0, 1]
 
@@ -104,12 +104,14 @@ class Calibration:
 
     def lines(self) -> Iterator[str]:
         """Readable lines for a terminal or a page."""
-        yield f"{self.offline} against {self.llm} on {self.agreement['n']} of the run's own texts ({self.missing} incomplete)"
+        n = self.agreement["n"]
+        yield f"{self.offline} against {self.llm} on {n} of the run's own texts ({self.missing} incomplete)"
         for part in PARTS:
             rho, error = self.agreement["spearman"].get(part), self.agreement["mean_absolute_error"].get(part)
             if error is not None:
                 said = "undefined (one side is constant)" if rho is None else f"{rho:.2f}"
-                yield f"  {part}: Spearman {said}, mean absolute error {error:.2f}, bias {self.agreement['bias'][part]:+.2f}"
+                bias = self.agreement["bias"][part]
+                yield f"  {part}: Spearman {said}, mean absolute error {error:.2f}, bias {bias:+.2f}"
         for group, parts in self.corrected.items():
             for part, c in parts.items():
                 yield (

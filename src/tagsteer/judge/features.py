@@ -6,6 +6,7 @@ this project's own.
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 import zlib
@@ -53,7 +54,8 @@ _OUTPUT_PART = re.compile(
 )
 _FRAME = re.compile(
     r"^\s*(?:the main (?:thing|function) (?:of )?this neuron (?:does |identifies )?is(?: to)?|"
-    r"(?:this )?neuron(?: \d+)?(?: (?:appears to be|appears to|is|primarily|refers|responds|activates|activate))*|represents)\s+"
+    r"(?:this )?neuron(?: \d+)?(?: (?:appears to be|appears to|is|primarily|refers|responds|activates|activate))*|"
+    r"represents)\s+"
     r"(?:(?:find|identify|identifies|detect|recognize|process|respond|responds|trigger|triggered|activate|activates|"
     r"activated|focus|to|on|by|in|primarily|response|the|presence|of|context|concepts?|about)\s+)*"
     r"(?:(?:various|specific|different)\s+)?"
@@ -140,7 +142,7 @@ def statistics(text: str) -> np.ndarray:
     n_sentences = max(len(sentences(text, 10_000)), 1)
     lines = [line.strip() for line in text.split("\n") if line.strip()]
     pairs, triples = (
-        list(zip(tokens, tokens[1:], strict=False)),
+        list(itertools.pairwise(tokens)),
         list(zip(tokens, tokens[1:], tokens[2:], strict=False)),
     )
     fours = list(zip(tokens, tokens[1:], tokens[2:], tokens[3:], strict=False))

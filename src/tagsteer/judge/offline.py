@@ -150,7 +150,8 @@ def _as_callable(surprise: Surprise | LanguageModel | None) -> Surprise | None:
         return lambda texts: surprise_per_character(model, texts)  # type: ignore[arg-type]
     if not callable(surprise):
         raise TagsteerError(
-            f"cannot take surprise from a {type(surprise).__name__}: give a LanguageModel or texts -> nats per character"
+            f"cannot take surprise from a {type(surprise).__name__}: give a LanguageModel, or a function from texts"
+            " to nats per character"
         )
     return surprise
 

@@ -186,7 +186,7 @@ class Similarity:
         values += [*core.any_word, len(core.content), len(full.content), core.rarity, len(instruction.content)]
 
         adjacent = (windows[:-2:2] * windows[2::2]).sum(1) if len(windows) > 2 else np.ones(1, np.float32)
-        values += [adjacent.mean(), adjacent.min(), np.linalg.norm(tokens.mean(0)), (windows @ e.pooled).std()]
+        values += [adjacent.mean(), adjacent.min(), float(np.linalg.norm(tokens.mean(0))), (windows @ e.pooled).std()]
         values += [len(tokens) / max(len(words(text)), 1)]
         values += [sum(w in self.weight.rank for w in own) / max(len(own), 1)]
         return values

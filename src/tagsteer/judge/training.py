@@ -248,7 +248,8 @@ def calibration_knots(raw: np.ndarray, real: np.ndarray) -> np.ndarray:
     at = np.array([raw[b].mean() for b in bins])
     knots = np.array([at, fitted.predict(at)])
     knots = knots[:, np.concatenate([[True], np.diff(knots[0]) > 1e-6])]
-    return np.clip(knots, [[-np.inf], [0]], [[np.inf], [2]]).astype(np.float32)
+    knots[1] = np.clip(knots[1], 0, 2)
+    return knots.astype(np.float32)
 
 
 def calibrate_by_fold(
@@ -276,10 +277,10 @@ def card_of(
         "dropped": examples.dropped, "learner": vars(learner).copy(),
         "held_out_concepts": rating_agreement(held, examples.y),
         "floor_constant": rating_agreement(np.tile(np.nanmean(examples.y, 0), (len(held), 1)), examples.y),
-        "concept_means": group_agreement(held, examples.y, examples.concepts),
+        "concept_means": group_agreement(held, examples.y, examples.concepts.tolist()),
     }  # fmt: skip
     if examples.methods is not None:
-        card["method_means"] = group_agreement(held, examples.y, examples.methods)
+        card["method_means"] = group_agreement(held, examples.y, examples.methods.tolist())
         card["by_method"] = {
             str(m): rating_agreement(held[examples.methods == m], examples.y[examples.methods == m])
             for m in np.unique(examples.methods)
@@ -291,7 +292,7 @@ def card_of(
         instructions = {i: n % 2 for n, i in enumerate(sorted(set(map(str, examples.instructions))))}
         halves = [instructions[str(i)] for i in examples.instructions]
         card["factor_choice"] = choice_agreement(
-            held[:, 3], examples.y[:, 3], groups, examples.factors, halves
+            held[:, 3], examples.y[:, 3], groups, examples.factors.tolist(), halves
         )
     return card
 
