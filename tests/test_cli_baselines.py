@@ -10,62 +10,34 @@ import polars as pl
 import pytest
 import torch
 
-from tagsteer.config import RunConfig
 from tagsteer.errors import TagsteerError
 from tagsteer.judge.replies import RecordedJudge
 from tagsteer.label.frequencies import Frequencies
 from tagsteer.label.scoring import DEFAULT_THRESHOLDS
 from tagsteer.label.statistics import split_documents
 from tagsteer.run import Run
-from tagsteer.sae.sae import SAE
 from tagsteer.stages import methods as stage
 from tagsteer.stages import steering
 from tagsteer.steer.instructions import load_instructions
-from tests.tiny import D_MODEL, tiny_model
-
-D_SAE = 48
+from tests.tiny import D_MODEL
+from tests.tiny_run import D_SAE, tiny_config, write_inputs
 
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("inputs")
-    model = tiny_model("llama")
-    model.hf.save_pretrained(folder / "model")
-    model.tokenizer.save_pretrained(folder / "model")
-    g = torch.Generator().manual_seed(0)
-    rows = torch.nn.functional.normalize(torch.randn(D_SAE, D_MODEL, generator=g), dim=1)
-    sae = {"W_enc": rows.T.contiguous(), "b_enc": torch.full((D_SAE,), -0.02), "W_dec": rows}
-    SAE(kind="relu", **sae, b_dec=torch.zeros(D_MODEL), layer=1).save(folder / "sae")
-    lines = [f'"{"brd oven " * 3}{i}","bread"' for i in range(40)]
-    lines += [f'"{"WINE 77 " * 3}{i}","wine"' for i in range(40)]
-    (folder / "posts.csv").write_text("text,tags\n" + "\n".join(lines) + "\n")
-    return folder
-
-
-def config(files: Path, **steer) -> RunConfig:
-    return RunConfig.model_validate({
-        "name": "tiny",
-        "model": {"name": str(files / "model"), "device": "cpu"},
-        "sae": {"name": str(files / "sae")},
-        "corpus": {"kind": "table", "path": str(files / "posts.csv"), "text": ["text"], "labels": "tags"},
-        "extract": {"max_tokens": 32},
-        "score": {"min_support": 20, "permutations": 2, "matches_per_label": 4},
-        "select": {"min_output_score": 0.0, "top_k": 2, "evidence_documents": 2, "one_per_label": True},
-        "steer": {"strengths": [0.5, 2.0], "instructions": 4, "max_new_tokens": 4, **steer},
-        "judge": {"kind": "offline", "perplexity": False},
-    })  # fmt: skip
+    return write_inputs(tmp_path_factory.mktemp("inputs"))
 
 
 @pytest.fixture(scope="module")
 def selected(files, tmp_path_factory) -> Run:
     """A run up to `select`, to which the tests add baselines."""
-    run = Run(config(files), tmp_path_factory.mktemp("run"))
+    run = Run(tiny_config(files), tmp_path_factory.mktemp("run"))
     run.execute("select")
     return run
 
 
 def with_baselines(selected: Run, **steer) -> Run:
-    run = Run(config(Path(selected.config.sae.name).parent, **steer), selected.folder)
+    run = Run(tiny_config(Path(selected.config.sae.name).parent, **steer), selected.folder)
     run.__dict__.update(model=selected.model, sae=selected.sae)
     return run
 

@@ -80,6 +80,13 @@ def llm_judge(run: Run, folder: Path, kind: Literal["server", "local"]) -> Judge
     )
 
 
+def close(judge: Judge) -> None:
+    """Close the store of a judge that has one."""
+    store = getattr(judge, "store", None)
+    if store is not None:
+        store.close()
+
+
 def _offline(run: Run) -> Judge:
     """The offline judge on the run's device; the steered model is loaded only if the judge asks for perplexities."""
     from tagsteer.judge.offline import offline_judge
@@ -174,7 +181,10 @@ def calibrate_run(run: Run, n: int, kind: Literal["server", "local"], correct: b
         )
         groups.setdefault(key, row["method"])
     judge = llm_judge(run, folder, kind)
-    found = calibrate_with(judge, items, offline, n, seed=run.config.seed, groups=groups)
+    try:
+        found = calibrate_with(judge, items, offline, n, seed=run.config.seed, groups=groups)
+    finally:
+        close(judge)
     note = {
         "offline": found.offline, "llm": judge.describe(), "texts_judged": n, "texts": len(items),
         "incomplete": found.missing, "seed": run.config.seed, "agreement": found.agreement,

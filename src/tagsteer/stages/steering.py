@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tagsteer.judge.settings import CostCeilingReached
-from tagsteer.stages.judges import choose_judge
+from tagsteer.stages.judges import choose_judge, close
 from tagsteer.stages.methods import NP_RANDOM, methods_of, vectors_of
 
 if TYPE_CHECKING:
@@ -207,6 +207,8 @@ def judge_stage(run: Run, judge: Judge | None = None) -> dict[str, Any]:
                 (write if rating.complete else log_file.add)(entry)
         except CostCeilingReached as error:
             ceiling = error
+        finally:
+            close(judge)
     why = "the judge gave no rating" if ceiling is None else "not asked: the ceiling on cost was reached"
     unknown: dict[str, Any] = {**dict.fromkeys(PARTS), "reasons": {"all": why}}
     rows = []
