@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import tagsteer
-from tagsteer.config import RunConfig
+from tagsteer.config import RunConfig, stored_config
 from tagsteer.errors import TagsteerError, one_of
 from tagsteer.stages.data import corpus_stage, extract_stage
 from tagsteer.stages.naming import score_stage, select_stage
@@ -77,7 +77,7 @@ class Run:
             raise TagsteerError(
                 f"{folder} is no run folder (no config.json): give the folder that `tagsteer run` made"
             )
-        return cls(RunConfig.model_validate_json(path.read_text("utf-8")), folder)
+        return cls(stored_config(path), folder)
 
     def path(self, stage: str) -> Path:
         """The folder of a stage, made if absent."""
@@ -162,6 +162,7 @@ class Run:
             fresh = True
             self._clear_outdated(stage.name)
             started = time.monotonic()
+            (self.folder / stage.name / "stage.json").unlink(missing_ok=True)
             result = stage.work(self)
             note = {
                 "fingerprint": self.fingerprint(stage.name), "result": result, "version": tagsteer.__version__,

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -216,7 +217,8 @@ def load_model(
         kwargs["device_map"] = device_map
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(source, trust_remote_code=False)
-        hf: Any = transformers.AutoModelForCausalLM.from_pretrained(source, **kwargs)
+        with _without_their_bar():
+            hf: Any = transformers.AutoModelForCausalLM.from_pretrained(source, **kwargs)
     except (OSError, ValueError) as error:
         raise TagsteerError(
             f"cannot load model {name!r}: {str(error).splitlines()[0]}; wanted {EMBEDDED!r}, a hub id, or a folder "
@@ -233,6 +235,20 @@ def load_model(
         *("the tokenizer's own" if tokenizer.chat_template else "none", bos or "none"),
     )
     return model
+
+
+@contextmanager
+def _without_their_bar() -> Iterator[None]:
+    """No bar of transformers' between ours: it writes to stderr without being asked."""
+    from transformers.utils import logging as theirs
+
+    shown = theirs.is_progress_bar_enabled()
+    theirs.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            theirs.enable_progress_bar()
 
 
 def _resolve(name: str) -> str:
