@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import hashlib
 import json
 import time
@@ -57,10 +58,13 @@ def run(quick: bool) -> list[Row]:
         seconds, used = time.perf_counter() - start, time.process_time() - cpu
         rows.append(
             Row(
-                f"judge {n:,} texts of 128 tokens, {name}", n / seconds, "texts/s", higher_is_better=True,
+                f"judge {n:,} texts of 128 tokens, {name}",
+                n / seconds,
+                "texts/s",
+                higher_is_better=True,
                 target="≥ 50 texts/s on 2 cores",
                 note=f"{torch.get_num_threads()} threads; {n / used:.0f} texts a second of processor time",
-            )  # fmt: skip
+            )
         )
     return rows
 
@@ -98,11 +102,16 @@ def cached_inputs(folder: Path | None) -> Callable[[Sequence[str], Sequence[str]
             if not similarity:
                 similarity.append(Similarity.of(load_embedder()))
             x = judge_inputs(
-                similarity[0], [concepts[i] for i in new], [instructions[i] for i in new], [texts[i] for i in new]
+                similarity[0],
+                [concepts[i] for i in new],
+                [instructions[i] for i in new],
+                [texts[i] for i in new],
             )
             known.update(zip([keys[i] for i in new], x, strict=True))
             if folder is not None:
-                np.savez(folder / f"inputs-{of}-{keys[new[0]]}.npz", keys=np.array([keys[i] for i in new]), x=x)
+                np.savez(
+                    folder / f"inputs-{of}-{keys[new[0]]}.npz", keys=np.array([keys[i] for i in new]), x=x
+                )
         return np.stack([known[k] for k in keys])
 
     return compute
@@ -133,11 +142,19 @@ def by_rules(x: np.ndarray, texts: Sequence[str]) -> np.ndarray:
     return np.column_stack([three, overall_of(three)])
 
 
-def train(data: Path, rows: int, cache: Path | None, version: str) -> dict[str, Any]:
+def train(
+    data: Path, rows: int, short_rows: int, folds: int, cache: Path | None, version: str
+) -> dict[str, Any]:
     """Train, measure, and write weights, card.json and card.md to where the package ships them."""
     import polars as pl
 
-    from tagsteer.judge.training import Learner, calibrate_by_fold, calibration_knots, fit_rows, learn, prepare
+    from tagsteer.judge.training import (
+        Learner,
+        calibration_knots,
+        fit_rows,
+        learn,
+        prepare,
+    )
     from tagsteer.progress import show_progress
 
     everything = stratified(pl.read_parquet(data / "judged_generations.parquet"))
@@ -145,11 +162,22 @@ def train(data: Path, rows: int, cache: Path | None, version: str) -> dict[str, 
     of = json.loads((HERE / "short_tags.json").read_text("utf-8"))
     tags = {c: of[digest(c)] for c in table["concept"].unique() if digest(c) in of}
     with show_progress():
-        examples = prepare(table, short_tags=tags, inputs=cached_inputs(cache))
-        learner = Learner()
-        fitted = learn(examples, version=version, judge="gpt-4o-mini", learner=learner)
+        inputs = cached_inputs(cache)
+        examples = prepare(table, inputs=inputs)
+        short = np.full_like(examples.x, np.nan)
+        for at in range(0, min(short_rows, len(table)), 256):
+            part = table[at : min(at + 256, short_rows)]
+            named = [tags.get(c, c) for c in part["concept"]]
+            short[at : at + len(part)] = inputs(
+                named, part["instruction"].to_list(), part["generation"].to_list()
+            )
+        examples, learner = dataclasses.replace(examples, short=short), Learner()
+        fitted = learn(examples, version=version, judge="gpt-4o-mini", learner=learner, folds=folds)
     card, y = fitted.weights.card, examples.y
-    card["source"] = f"{len(table):,} of {len(everything):,} distinct texts of AxBench runs (stanfordnlp/axbench@f9a6a599)"
+    card["source"] = (
+        f"{len(table):,} of {len(everything):,} distinct texts of AxBench runs (stanfordnlp/axbench@f9a6a599)"
+    )
+    card["short_rows"] = short_rows
     card["ceiling_judged_twice"] = ceiling(data)
     rules = by_rules(examples.x, table["generation"].to_list())
     card["floor_rules"] = rating_agreement(rules, y)
@@ -157,9 +185,10 @@ def train(data: Path, rows: int, cache: Path | None, version: str) -> dict[str, 
     cell = pl.struct("concept", "method").hash(0)
     sizes = everything.select(cell.alias("c"))["c"].value_counts()
     drawn = table.select(cell.alias("c"))["c"]
-    weight = drawn.replace_strict(sizes["c"], sizes["count"]).to_numpy() / drawn.replace_strict(
-        drawn.value_counts()["c"], drawn.value_counts()["count"]
-    ).to_numpy()
+    weight = (
+        drawn.replace_strict(sizes["c"], sizes["count"]).to_numpy()
+        / drawn.replace_strict(drawn.value_counts()["c"], drawn.value_counts()["count"]).to_numpy()
+    )
     mix = np.random.default_rng(0).choice(len(table), 4 * len(table), p=weight / weight.sum())
     card["held_out_natural_mix"] = rating_agreement(fitted.held[mix], y[mix])
     # An unseen kind of method: trained on ReFT, LoRA and prompts, tested on SAE steering of unseen concepts.
@@ -168,7 +197,9 @@ def train(data: Path, rows: int, cache: Path | None, version: str) -> dict[str, 
     for f in np.unique(fitted.fold):
         for k, model in enumerate(fit_rows(examples, (fitted.fold != f) & ~sae, learner)):
             raw[fitted.fold == f, k] = model.predict(examples.x[fitted.fold == f])
-    held = np.column_stack([np.interp(raw[:, k], *calibration_knots(raw[~sae, k], y[~sae, k])) for k in range(4)])
+    held = np.column_stack(
+        [np.interp(raw[:, k], *calibration_knots(raw[~sae, k], y[~sae, k])) for k in range(4)]
+    )
     card["held_out_method_sae"] = rating_agreement(held[sae], y[sae])
     # Half and a quarter of the training concepts, tested on the same folds.
     card["learning_curve"] = {}
@@ -182,7 +213,9 @@ def train(data: Path, rows: int, cache: Path | None, version: str) -> dict[str, 
         some = ~np.isnan(raw[:, 0])
         card["learning_curve"][f"{len(few)} concepts"] = rating_agreement(raw[some], y[some])["spearman"]
     some = np.isin(fitted.fold, np.unique(fitted.fold)[::2])
-    card["learning_curve"][f"{len(names)} concepts"] = rating_agreement(fitted.held[some], y[some])["spearman"]
+    card["learning_curve"][f"{len(names)} concepts"] = rating_agreement(fitted.held[some], y[some])[
+        "spearman"
+    ]
     folder = shipped_weights().parent
     folder.mkdir(exist_ok=True)
     path = fitted.weights.save(shipped_weights())
@@ -193,6 +226,7 @@ def train(data: Path, rows: int, cache: Path | None, version: str) -> dict[str, 
 
 def markdown(card: dict[str, Any], size: int) -> str:
     """card.json for readers; every figure is read from it."""
+
     def line(name: str, found: dict[str, Any], key: str = "spearman") -> str:
         cells = ("—" if found[key].get(h) is None else f"{found[key][h]:.2f}" for h in HEADS)
         return f"| {name} | " + " | ".join(cells) + " |"
@@ -204,8 +238,8 @@ def markdown(card: dict[str, Any], size: int) -> str:
         "",
         "Written by `python -m benchmarks.bench_judge --train`; do not edit. Not gpt-4o-mini: a model of its ratings.",
         "",
-        f"Trained on {card['source']}, {card['concepts']} concepts, rated by {card['judge']}; half of the training rows",
-        "name their concept by a short tag. Inputs: MiniLM similarities, word overlap, repetition and counts; no network,",
+        f"Trained on {card['source']}, {card['concepts']} concepts, rated by {card['judge']};",
+        f"{card['short_rows']:,} of them also with their concept named by a short tag. Inputs: MiniLM similarities, word overlap, repetition and counts; no network,",
         f"no perplexity. Gradient-boosted trees, {size / 1e6:.1f} MB. Every figure below is of concepts that were not seen in",
         f"training ({card['folds']} folds by concept); calibration too is read off other folds.",
         "",
@@ -246,12 +280,18 @@ def markdown(card: dict[str, Any], size: int) -> str:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--train", action="store_true", required=True)
     parser.add_argument("--data", type=Path, default=HERE.parent.parent / "shared" / "data" / "axbench")
     parser.add_argument("--rows", type=int, default=20_000)
+    parser.add_argument("--short-rows", type=int, default=10_000, help="texts learned under short tags too")
+    parser.add_argument("--folds", type=int, default=8)
     parser.add_argument("--cache", type=Path)
     parser.add_argument("--version", default="learned-1")
     given = parser.parse_args()
-    found = train(given.data, given.rows, given.cache, given.version)
-    print(json.dumps({k: found["held_out_concepts"][k] for k in ("spearman", "mean_absolute_error")}, indent=1))
+    found = train(given.data, given.rows, given.short_rows, given.folds, given.cache, given.version)
+    print(
+        json.dumps({k: found["held_out_concepts"][k] for k in ("spearman", "mean_absolute_error")}, indent=1)
+    )

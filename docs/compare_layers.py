@@ -21,7 +21,9 @@ def rows_of(run: Path) -> list[dict]:
     config = json.loads((run / "config.json").read_text("utf-8"))
     ratings = pl.read_parquet(run / "judge" / "ratings.parquet")
     judge = json.loads((run / "judge" / "judge.json").read_text("utf-8"))["description"]
-    plain = ratings.filter(pl.col("method") == "unsteered").group_by("label").agg(floor=pl.col("concept").mean())
+    plain = (
+        ratings.filter(pl.col("method") == "unsteered").group_by("label").agg(floor=pl.col("concept").mean())
+    )
     steered = ratings.filter(pl.col("method") == "steered")
     per_pair = (
         steered.group_by("label", "feature", "strength")

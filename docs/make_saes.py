@@ -55,7 +55,9 @@ the same bits. Residuals were made in bfloat16 and cached once per layer; the we
 
 
 def main() -> None:
-    lines = ["| SAE | latents | MB | EV | EV all | L0 | CE plain | CE recovered | dead | silent | training EV, L0 |"]
+    lines = [
+        "| SAE | latents | MB | EV | EV all | L0 | CE plain | CE recovered | dead | silent | training EV, L0 |"
+    ]
     lines += ["|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|"]
     commands = []
     for folder in sorted(SHIPPED.glob("*/*/")):
@@ -73,11 +75,13 @@ def main() -> None:
     layers += ["|---|--:|--:|--:|--:|--:|--:|--:|"]
     for row in json.loads((ROOT / "docs" / "layer-comparison.json").read_text("utf-8")):
         layers.append(
-            f"| {row['sae'].partition('/')[2]} ({row['dtype']}) | {row['prior']:g} | {row['strength']:g} | {row['pairs']} "
-            f"| {row['acting']} | {row['mean_rise']:+.3f} | {row['instruction']:.2f} | {row['fluency']:.2f} |"
+            f"| {row['sae'].partition('/')[2]} ({row['dtype']}) | {row['prior']:g} | {row['strength']:g} "
+            f"| {row['pairs']} | {row['acting']} | {row['mean_rise']:+.3f} | {row['instruction']:.2f} | {row['fluency']:.2f} |"
         )
     layers += ["", f"Judge: {row['judge']}."]
-    page = HEAD + "\n".join(lines) + "\n" + NOTES.format(commands="\n".join(commands), layers="\n".join(layers))
+    page = (
+        HEAD + "\n".join(lines) + "\n" + NOTES.format(commands="\n".join(commands), layers="\n".join(layers))
+    )
     (ROOT / "docs" / "saes.md").write_text(page, "utf-8")
 
 

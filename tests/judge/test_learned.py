@@ -214,7 +214,9 @@ class TestShipped:
         from tests.judge.test_offline import ASKED, BASEBALL, LOOP, PLANT
 
         judge = LearnedJudge.load()
-        long = "the main thing this neuron does is find references to baseball, and then outputs terms related to games."
+        long = (
+            "the main thing this neuron does is find references to baseball, and then outputs terms of games."
+        )
         texts = {"about": BASEBALL + " Baseball is fun.", "other": PLANT, "loop": LOOP, "empty": "  "}
         for concept in ("baseball", long):
             got = dict(judge.rate([JudgeItem(k, concept, ASKED, t) for k, t in texts.items()]))

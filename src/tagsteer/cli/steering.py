@@ -234,13 +234,10 @@ def _sampling(known: Known, temperature: float | None, max_new_tokens: int) -> d
 
 def load_steerer(known: Known, choice: Choice) -> Steerer:
     """The model and SAE, with the max activations that the choice needs."""
-    from transformers.utils import logging as quiet
-
     from tagsteer.lm.model import load_model
     from tagsteer.sae.loading import load_sae
     from tagsteer.steer.steerer import Steerer
 
-    quiet.disable_progress_bar()  # ours is the one that is shown
     with terminal(decisions=False):
         m, s = known.model, known.sae
         model = load_model(m.name, m.device, m.dtype, m.device_map)

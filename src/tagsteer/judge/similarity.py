@@ -21,9 +21,21 @@ MOST_WORDS = 160
 BACKGROUND_WORDS = 600
 """Words spread over the vocabulary's ranks: what a similarity to any word would be, for each concept."""
 
-_PLACES = ("whole", "best_sentence", "mean_sentence", "first_sentence", "last_sentence", "best_window", "last_window")
+_PLACES = (
+    "whole",
+    "best_sentence",
+    "mean_sentence",
+    "first_sentence",
+    "last_sentence",
+    "best_window",
+    "last_window",
+)
 _WORDS = ("best_word", "top3_words", "top10_words", "late", "late_least", "beyond_any", "late_beyond_any")
-_WORD_LEVELS, _TOKEN_LEVELS, _LATE_LEVELS = (0.25, 0.35, 0.45, 0.55, 0.65), (0.4, 0.5, 0.6, 0.7, 0.8), (0.5, 0.7, 0.9)
+_WORD_LEVELS, _TOKEN_LEVELS, _LATE_LEVELS = (
+    (0.25, 0.35, 0.45, 0.55, 0.65),
+    (0.4, 0.5, 0.6, 0.7, 0.8),
+    (0.5, 0.7, 0.9),
+)
 SIMILARITIES = (
     *(f"core_{n}" for n in (*_PLACES, *_WORDS)),
     *(f"full_{n}" for n in (*_PLACES, *_WORDS)),
@@ -105,7 +117,9 @@ class Similarity:
         any_words = [w for w in ordered if len(w) > 3 and w.isascii() and w not in STOP_WORDS]
         step = len(any_words) / BACKGROUND_WORDS
         background = embedder.embed([any_words[int(i * step)] for i in range(BACKGROUND_WORDS)])
-        return cls(embedder, WordWeights({t: n for n, t in enumerate(ordered)}), WordVectors(embedder), background)
+        return cls(
+            embedder, WordWeights({t: n for n, t in enumerate(ordered)}), WordVectors(embedder), background
+        )
 
     def queries(self, texts: Iterable[str], frame: bool) -> None:
         """Embed concepts (`frame`: without the vocabulary of explanations) or instructions not seen before."""
@@ -183,10 +197,21 @@ class Similarity:
         values += [shared, float(full.vector @ instruction.vector)]
         values += [float(e.pooled @ core.vector) - shared * float(e.pooled @ instruction.vector)]
         values += [in_words.mean(), in_tokens.mean(), (late - in_words).mean(), (best - in_tokens).mean()]
-        values += [*core.any_word, len(core.content), len(full.content), core.rarity, len(instruction.content)]
+        values += [
+            *core.any_word,
+            len(core.content),
+            len(full.content),
+            core.rarity,
+            len(instruction.content),
+        ]
 
         adjacent = (windows[:-2:2] * windows[2::2]).sum(1) if len(windows) > 2 else np.ones(1, np.float32)
-        values += [adjacent.mean(), adjacent.min(), float(np.linalg.norm(tokens.mean(0))), (windows @ e.pooled).std()]
+        values += [
+            adjacent.mean(),
+            adjacent.min(),
+            float(np.linalg.norm(tokens.mean(0))),
+            (windows @ e.pooled).std(),
+        ]
         values += [len(tokens) / max(len(words(text)), 1)]
         values += [sum(w in self.weight.rank for w in own) / max(len(own), 1)]
         return values

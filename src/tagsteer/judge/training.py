@@ -163,7 +163,13 @@ class Fitted:
 
 
 def learn(
-    examples: Examples, *, version: str, judge: str, learner: Learner | None = None, folds: int = 8, seed: int = 0
+    examples: Examples,
+    *,
+    version: str,
+    judge: str,
+    learner: Learner | None = None,
+    folds: int = 8,
+    seed: int = 0,
 ) -> Fitted:
     """Fit, calibrate and measure; see `train_judge`."""
     from tagsteer.judge.inputs import INPUTS

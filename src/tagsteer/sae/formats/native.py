@@ -30,7 +30,9 @@ def save(sae: SAE, folder: Path, dtype: torch.dtype | None = None) -> Path:
     if dtype is not None and not dtype.is_floating_point:
         raise TagsteerError(f"cannot store an SAE as {dtype}: use float16, bfloat16 or float32")
     # Copies: tied matrices share memory, which safetensors refuses.
-    tensors = {name: getattr(sae, name).to("cpu", dtype or sae.dtype).clone().contiguous() for name in _MATRICES}
+    tensors = {
+        name: getattr(sae, name).to("cpu", dtype or sae.dtype).clone().contiguous() for name in _MATRICES
+    }
     for name in _VECTORS:
         if (vector := getattr(sae, name)) is not None:
             # Vectors cost nothing, and a rounded threshold would move activations in and out.
