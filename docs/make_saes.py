@@ -74,9 +74,11 @@ def main() -> None:
     layers = ["| SAE | prior | strength | pairs | acting | mean rise | instruction | fluency |"]
     layers += ["|---|--:|--:|--:|--:|--:|--:|--:|"]
     for row in json.loads((ROOT / "docs" / "layer-comparison.json").read_text("utf-8")):
+        name = row["sae"].partition("/")[2]
+        figures = f"{row['mean_rise']:+.3f} | {row['instruction']:.2f} | {row['fluency']:.2f}"
         layers.append(
-            f"| {row['sae'].partition('/')[2]} ({row['dtype']}) | {row['prior']:g} | {row['strength']:g} "
-            f"| {row['pairs']} | {row['acting']} | {row['mean_rise']:+.3f} | {row['instruction']:.2f} | {row['fluency']:.2f} |"
+            f"| {name} ({row['dtype']}) | {row['prior']:g} | {row['strength']:g} "
+            + f"| {row['pairs']} | {row['acting']} | {figures} |"
         )
     layers += ["", f"Judge: {row['judge']}."]
     page = (
