@@ -147,6 +147,7 @@ def train(
 ) -> dict[str, Any]:
     """Train, measure, and write weights, card.json and card.md to where the package ships them."""
     import polars as pl
+    from rich.console import Console
 
     from tagsteer.judge.training import (
         Learner,
@@ -155,8 +156,6 @@ def train(
         learn,
         prepare,
     )
-    from rich.console import Console
-
     from tagsteer.progress import show_progress
 
     everything = stratified(pl.read_parquet(data / "judged_generations.parquet"))

@@ -126,7 +126,8 @@ class SteerConfig(_Section):
     instructions: int = Field(20, ge=2)
     """Per pair; the paper's 20."""
     instructions_file: Path | None = None
-    """AlpacaEval's JSON, or one instruction per line; None takes the package's own 100."""
+    """AlpacaEval's JSON, or one instruction per line; "alpaca_eval" fetches the 805 from the hub; None takes the
+    package's own 100."""
     max_new_tokens: int = Field(128, ge=1)
     temperature: float = Field(1.0, ge=0)
     top_k: int | None = Field(None, ge=1)
@@ -227,7 +228,7 @@ def load_config(path: Path | str) -> RunConfig:
     data.setdefault("name", path.stem)
     for section, key in _PATHS:
         value = data[section].get(key) if isinstance(data.get(section), dict) else None
-        if isinstance(value, str):
+        if isinstance(value, str) and value != "alpaca_eval":
             data[section][key] = str((path.parent / Path(value).expanduser()).resolve())
     if isinstance(data.get("score"), dict) and data["score"].get("prior") == 0:
         data["score"]["prior"] = None

@@ -104,3 +104,33 @@ def test_an_empty_answer_gives_the_template_and_says_so(caplog):
         and "answered nothing" in prompt.author
         and "empty steering prompt" in caplog.text
     )
+
+
+def test_alpaca_eval_comes_from_the_hub_by_name(tmp_path, monkeypatch):
+    import huggingface_hub
+
+    file = tmp_path / "alpaca_eval.json"
+    file.write_text(json.dumps([{"instruction": "Explain tides."}]))
+    asked = []
+
+    def download(repo, name, repo_type):
+        asked.append((repo, name, repo_type))
+        return str(file)
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    assert load_instructions("alpaca_eval")[0].text == "Explain tides."
+    assert asked == [("tatsu-lab/alpaca_eval", "alpaca_eval.json", "dataset")]
+
+    def offline(*_args, **_kwargs):
+        raise OSError("no network")
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", offline)
+    with pytest.raises(TagsteerError, match=r"no network.*give its path"):
+        load_instructions("alpaca_eval")
+
+
+@pytest.mark.parametrize("text", ["", "\n \n"])
+def test_an_empty_list_is_refused(tmp_path, text):
+    (tmp_path / "empty.txt").write_text(text)
+    with pytest.raises(TagsteerError, match=r"empty\.txt"):
+        load_instructions(tmp_path / "empty.txt")

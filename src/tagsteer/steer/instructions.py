@@ -47,16 +47,20 @@ class InstructionSet:
         return [self.instructions[row] for row in rows]
 
 
+ALPACA_EVAL = "alpaca_eval"
+
+
 def load_instructions(path: str | Path | None = None) -> InstructionSet:
     """The package's own 100 instructions, or those of a file.
 
     Files: .json, a list of texts or of objects with "instruction" (AlpacaEval's alpaca_eval.json); .jsonl, one
-    of those a line; anything else, one instruction a line. Raises TagsteerError naming the first bad entry.
+    of those a line; anything else, one instruction a line. The name "alpaca_eval" stands for AlpacaEval's 805
+    (CC BY-NC 4.0), fetched from the hub. Raises TagsteerError naming the first bad entry.
     """
     if path is None:
         text = resources.files("tagsteer.steer").joinpath("instructions.txt").read_text(encoding="utf-8")
         return _set(text.splitlines(), "tagsteer's own list")
-    path = Path(path).expanduser()
+    path = _from_hub() if str(path) == ALPACA_EVAL else Path(path).expanduser()
     try:
         text = path.read_text(encoding="utf-8-sig")
     except OSError as error:
@@ -79,6 +83,19 @@ def load_instructions(path: str | Path | None = None) -> InstructionSet:
             f'{path} holds a {type(entries).__name__}: wanted a list of texts or of objects with "instruction"'
         )
     return _set(entries, str(path))
+
+
+def _from_hub() -> Path:
+    """AlpacaEval's file in the hub's cache, downloaded at the first call."""
+    from huggingface_hub import hf_hub_download
+
+    try:
+        return Path(hf_hub_download("tatsu-lab/alpaca_eval", "alpaca_eval.json", repo_type="dataset"))
+    except Exception as error:  # the hub's client has some ten kinds of failure
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise TagsteerError(
+            f"cannot fetch AlpacaEval from the hub ({reason}): download alpaca_eval.json and give its path"
+        ) from error
 
 
 def _set(entries: list[Any], source: str) -> InstructionSet:
