@@ -109,14 +109,19 @@ def print_results(folder: Path) -> None:
     console.print(table)
     head = json.loads((folder / "evaluate" / "summary.json").read_text("utf-8"))["provenance"]
     line = f"{head['protocol_line']}; judge: {head['judge']}; {head['n_missing']} ratings missing"
-    console.print(Text(line, style="dim"))
+    console.print(
+        Text(
+            f"floor: the unsteered texts; random: a random feature, both on the same label. {line}",
+            style="dim",
+        )
+    )
     page = folder / "report" / "report.html"
     if page.exists():
         console.print(Text(f"Report: {page.resolve()}", style="bold"), soft_wrap=True)
 
 
 _SHORT_HEADS = (
-    "label", "feature", "calibr. F1", "output score", "best strength", "overall score", "unsteered", "random"
+    "label", "feature", "F1 calibr.", "output", "strength", "overall", "floor", "random"
 )  # fmt: skip
 
 
