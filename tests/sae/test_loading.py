@@ -242,3 +242,17 @@ def test_hub_takes_the_json_beside_the_weights(tmp_path, monkeypatch):
 def test_offline():
     with pytest.raises(TagsteerError, match="cannot be reached"):
         load_sae("google/gemma-scope-2b-pt-res/layer_20/width_16k/average_l0_71/params.npz", device="cpu")
+
+
+def test_a_hub_that_cannot_be_reached_is_one_line(monkeypatch):
+    import huggingface_hub
+
+    unreachable = type("ConnectError", (Exception,), {"__module__": "httpx"})
+
+    def fails(*_args, **_kwargs):
+        raise unreachable("Name or service not known")
+
+    monkeypatch.setattr(huggingface_hub, "list_repo_files", fails)
+    with pytest.raises(TagsteerError) as error:
+        loading.load_sae("nowhere/repository/layer_1", device="cpu")
+    assert "nowhere/repository" in str(error.value) and "\n" not in str(error.value)

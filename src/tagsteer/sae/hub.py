@@ -13,6 +13,7 @@ from tagsteer.sae.formats.files import SUFFIXES
 
 log = logging.getLogger("tagsteer.sae")
 
+_HTTP_LIBRARIES = ("httpx", "httpx2", "httpcore", "httpcore2", "requests", "urllib3")
 _JSON = ("cfg.json", "config.json", "card.json", "hyperparams.json", "activation_scaler.json")
 
 
@@ -40,6 +41,11 @@ def fetch(name: str) -> Path:
             raise TagsteerError(
                 f"the hub refuses {repo}: {str(error).splitlines()[0]}; check the name and your token"
             ) from error
+        return _cached(repo, revision, where, name)
+    except Exception as error:
+        # Without a network the hub's client raises what its own HTTP library raises, which differs by version.
+        if type(error).__module__.partition(".")[0] not in _HTTP_LIBRARIES:
+            raise
         return _cached(repo, revision, where, name)
     wanted = _choose(names, where, repo)
     log.info("fetching %s from %s", ", ".join(wanted), repo)
