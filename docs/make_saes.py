@@ -48,9 +48,10 @@ Each card holds its settings. The commands are
 {commands}
 ```
 
-The shipped weights came from these settings and sources through an earlier script that drew its own sample of the
-same data (the proportions are those of the files' `max_documents`), so a rerun gives an SAE of the same kind, not
-the same bits. Residuals were made in bfloat16 and cached once per layer; the weights are stored in float16.
+`layer-22-l0-64` is the file that its command wrote; with its threshold raised by a tenth it has an L0 of 63.25 and an
+explained variance of 0.855 on the held-out text. The other three came from their files' settings and sources through
+an earlier script that drew its own sample of the same data, so a rerun of their commands gives an SAE of the same
+kind, not the same bits. Residuals were made in bfloat16 and cached once per layer; the weights are stored in float16.
 """
 
 
