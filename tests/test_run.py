@@ -99,24 +99,26 @@ def test_all_stages_write_what_they_say(files, tmp_path):
     assert all(text.startswith("done before") for _, text in said[len(STAGES) :])
 
 
-def test_a_run_killed_while_steering_resumes_to_the_same_texts(files, tmp_path, monkeypatch):
-    whole = Run(config(files), tmp_path / "whole")
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_run_killed_while_steering_resumes_to_the_same_texts(files, tmp_path, monkeypatch, dtype):
+    settings = config(files, model={"name": str(files / "model"), "device": "cpu", "dtype": dtype})
+    whole = Run(settings, tmp_path / "whole")
     whole.execute("steer")
     wanted = pl.read_parquet(whole.path("steer") / "generations.parquet")
 
     from tagsteer.steer.generate import Engine
 
-    original = Engine.run
+    original = Engine.run_units
 
-    def killed(self, items):
-        for i, found in enumerate(original(self, items)):
+    def killed(self, units):
+        for i, found in enumerate(original(self, units)):
             if i == 5:
                 raise KeyboardInterrupt
             yield found
 
-    run = Run(config(files), tmp_path / "killed")
+    run = Run(settings, tmp_path / "killed")
     with monkeypatch.context() as broken:
-        broken.setattr(Engine, "run", killed)
+        broken.setattr(Engine, "run_units", killed)
         with pytest.raises(KeyboardInterrupt):
             run.execute("steer")
     log = run.path("steer") / "texts.jsonl"
@@ -124,10 +126,12 @@ def test_a_run_killed_while_steering_resumes_to_the_same_texts(files, tmp_path, 
     log.write_bytes(log.read_bytes()[:-10])  # the kill cut the last line
     done = []
     monkeypatch.setattr(
-        Engine, "run", lambda self, items: (done.append(len(items)), original(self, items))[1]
+        Engine, "run_units", lambda self, units: (done.append(sum(map(len, units))), original(self, units))[1]
     )
     Run.open(tmp_path / "killed").execute("steer")
-    assert done == [wanted["digest"].n_unique() - 4]
+    # Where rounding depends on a batch's composition, the unfinished unit is done again whole.
+    assert done == [wanted["digest"].n_unique() - (4 if dtype == "float32" else 0)]
+    assert len([line for line in log.read_text().splitlines() if line]) == wanted["digest"].n_unique() + 1
     found = pl.read_parquet(run.path("steer") / "generations.parquet")
     assert found.equals(wanted)
 

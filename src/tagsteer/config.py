@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from tagsteer.errors import TagsteerError
-from tagsteer.judge.settings import JudgeSettings
+from tagsteer.judge.settings import OPENAI, JudgeSettings
 
 T = TypeVar("T", bound=BaseModel)
 
@@ -118,6 +118,25 @@ class SelectConfig(_Section):
     """Documents shown per pair."""
 
 
+class PromptWriterConfig(_Section):
+    """The LLM that writes the steering prompts of the prompt baseline, once per label, as in AxBench."""
+
+    model: str = "gpt-4o-mini"
+    """AxBench's."""
+    base_url: str = OPENAI
+    """Any OpenAI-compatible server."""
+    api_key_env: str | None = None
+    """Name of the variable with the key; None is OPENAI_API_KEY for OpenAI."""
+    temperature: float = Field(1.0, ge=0)
+    """AxBench's."""
+    max_tokens: int = Field(1024, ge=16)
+
+    @property
+    def server(self) -> JudgeSettings:
+        """The same as settings of calls."""
+        return JudgeSettings(**self.model_dump())
+
+
 class SteerConfig(_Section):
     intervention: Literal["clamp", "addition", "min_clamp", "clamp_if_active"] = "clamp"
     strengths: list[float] = Field(default=[0.5, 1.0, 1.5, 2.0, 3.0], min_length=1)
@@ -137,6 +156,9 @@ class SteerConfig(_Section):
     random_features: bool = True
     """Whether a random feature is steered for each label, as a control."""
     prompt_baseline: bool = True
+    """Whether the unsteered model is asked for each label in words, as AxBench does."""
+    prompt_writer: PromptWriterConfig | None = None
+    """If given, an LLM writes each label's steering prompt; None takes a fixed template, and the table says so."""
     plain_f1: bool = False
     """Whether the feature with the best plain F1 of each label is steered, as a baseline of the calibrated one."""
     difference_of_means: bool = False

@@ -91,10 +91,40 @@ def test_steering_prompts_are_asked_for_once_and_kept(tmp_path):
     assert again.of("cooking").ask("Why?") == "Speak of cooking!\n\nQuestion: Why?"
     offline = SteeringPrompts(path)  # the template does not pass for the LLM's, nor the other way round
     assert offline.of("baseball").author == OFFLINE_AUTHOR and "'baseball'" in offline.of("baseball").text
-    assert SteeringPrompts(path, ask).of("baseball").author == "judge-model" and len(asked) == 2
+    other = SteeringPrompts(path, ask, author="another")  # nor one LLM's for another's
+    assert other.of("baseball").author == "another" and len(asked) == 3
+    assert SteeringPrompts(path, ask, author="judge-model").of("baseball").author == "judge-model"
+    assert len(asked) == 3
     path.write_text("[{}]")
     with pytest.raises(TagsteerError, match="not a file of steering prompts"):
         SteeringPrompts(path)
+
+
+def test_an_llm_behind_a_server_writes_the_prompts_of_a_run(tmp_path, monkeypatch):
+    from tagsteer.run import Run
+    from tagsteer.stages.methods import methods_of
+    from tests.judge.server import Fail, Say, serve
+    from tests.tiny_run import tiny_config, write_inputs
+
+    monkeypatch.setenv("WRITER_KEY", "sk-secret")
+    inputs = write_inputs(tmp_path)
+    with serve(lambda _, n: Fail(500) if n == 1 else Say("Always speak of it.")) as server:
+        writer = {"model": "writer", "base_url": server.url, "api_key_env": "WRITER_KEY"}
+        run = Run(tiny_config(inputs, prompt_writer=writer), tmp_path / "run")
+        run.execute("select")
+        (method,) = [m for m in methods_of(run) if m.name == "prompt"]
+        calls = len(server.prompts)
+        assert calls == 2 * len(method.pairs)  # each failed once and was sent again
+        assert {body["temperature"] for body in server.bodies} == {1.0}
+        assert all("Concept: " in prompt for prompt in server.prompts)
+        methods_of(run)
+        assert len(server.prompts) == calls  # stored
+    assert method.provenance == "steering prompts by writer, temperature 1"
+    stored = (run.path("steer") / "prompts.json").read_text()
+    assert "Always speak of it." in stored and "sk-secret" not in stored
+    monkeypatch.delenv("WRITER_KEY")
+    with pytest.raises(TagsteerError, match="WRITER_KEY is not set"):
+        methods_of(run)
 
 
 def test_an_empty_answer_gives_the_template_and_says_so(caplog):

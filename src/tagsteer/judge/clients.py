@@ -8,6 +8,7 @@ answers; a second Ctrl-C drops them. Must not know what a rating means.
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import logging
 import queue
 import threading
@@ -107,6 +108,35 @@ class OpenAIJudge:
                 ) from None
             finally:
                 run.stop()
+
+
+def asker(settings: JudgeSettings, sleep: Sleep = asyncio.sleep) -> Callable[[str], str]:
+    """A function that sends one message to the server and returns its answer; a missing key is an error here.
+
+    Calls are retried like a judge's. Raises TagsteerError when a message stays unanswered.
+    """
+    api_key = settings.api_key()
+
+    async def send(prompt: str) -> str:
+        import openai
+
+        async with openai.AsyncOpenAI(
+            api_key=api_key, base_url=settings.base_url, max_retries=0, timeout=settings.timeout_s
+        ) as client:
+            caller = Caller(client, settings, Backoff(), sleep, Usage(), asyncio.Event())
+            try:
+                return (await caller.ask(prompt)).text
+            except Unanswered as reason:
+                raise TagsteerError(
+                    f"{settings.model} at {settings.base_url} gave no answer ({reason}): run again when it does"
+                ) from None
+
+    def ask(prompt: str) -> str:
+        # In a thread of its own: a notebook's event loop may be running in this one.
+        with concurrent.futures.ThreadPoolExecutor(1) as thread:
+            return thread.submit(lambda: asyncio.run(send(prompt))).result()
+
+    return ask
 
 
 class _Run:

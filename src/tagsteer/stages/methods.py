@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from tagsteer.run import Run
     from tagsteer.steer.baselines.difference_of_means import Direction
     from tagsteer.steer.baselines.methods import Method, Settings
+    from tagsteer.steer.prompting import SteeringPrompts
 
 log = logging.getLogger("tagsteer.run")
 
@@ -39,7 +40,6 @@ def methods_of(run: Run) -> list[Method]:
     from tagsteer.steer.baselines.prompt_steering import prompt_steering
     from tagsteer.steer.baselines.random_features import random_features
     from tagsteer.steer.baselines.unsteered import unsteered
-    from tagsteer.steer.prompting import SteeringPrompts
     from tagsteer.steer.sampling import Sampling
 
     s = run.config.steer
@@ -70,7 +70,7 @@ def methods_of(run: Run) -> list[Method]:
         taken = [feature for _, feature in chosen]
         methods.append(random_features(labels, sorted(enough), settings, seed=run.config.seed, taken=taken))
     if s.prompt_baseline:
-        methods.append(prompt_steering(labels, settings, SteeringPrompts(run.path("steer") / "prompts.json")))
+        methods.append(prompt_steering(labels, settings, _steering_prompts(run)))
     if s.plain_f1:
         methods.append(_plain_f1(run, frequencies, ids, labels, settings))
     if s.difference_of_means:
@@ -83,6 +83,18 @@ def methods_of(run: Run) -> list[Method]:
 def vectors_of(methods: Sequence[Method]) -> dict[str, torch.Tensor]:
     """The named vectors of all methods, for the engine."""
     return {name: vector for method in methods for name, vector in method.vectors.items()}
+
+
+def _steering_prompts(run: Run) -> SteeringPrompts:
+    """The store of steering prompts, with the LLM that writes new ones if the run names one."""
+    from tagsteer.steer.prompting import SteeringPrompts
+
+    path, writer = run.path("steer") / "prompts.json", run.config.steer.prompt_writer
+    if writer is None:
+        return SteeringPrompts(path)
+    from tagsteer.judge.clients import asker
+
+    return SteeringPrompts(path, asker(writer.server), f"{writer.model}, temperature {writer.temperature:g}")
 
 
 def _plain_f1(

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -59,7 +59,9 @@ def steer_stage(run: Run) -> dict[str, Any]:
             seed=run.config.seed,
         )
         with log_file.appending() as write:
-            for found in engine.run(list(missing.values())):
+            for found in engine.run_units(_units([c.item for c in cells], missing, run)):
+                if found.key not in missing:
+                    continue
                 write({
                     "digest": digests[found.key], "text": found.text, "finish": found.finish,
                     "n_tokens": len(found.token_ids),
@@ -73,6 +75,21 @@ def steer_stage(run: Run) -> dict[str, Any]:
     (run.path("steer") / "methods.json").write_text(json.dumps(note, indent=1), "utf-8")
     broken = int((table["finish"] == "non_finite").sum())
     return {"texts": len(digests), "cells": len(cells), "methods": len(methods), "non_finite": broken}
+
+
+def _units(
+    items: Sequence[WorkItem], missing: Mapping[Any, WorkItem], run: Run
+) -> Sequence[Sequence[WorkItem]]:
+    """What the engine is given: in float32 the missing items; in coarser types, whose rounding depends on a batch's
+    composition, every fixed unit of the run that lacks an item, so that an interruption changes no text."""
+    import torch
+
+    from tagsteer.steer.generate import work_units
+
+    if run.model.dtype in (torch.float32, torch.float64):
+        return [list(missing.values())]
+    distinct = {item.key: item for item in items}
+    return [unit for unit in work_units(distinct.values()) if any(item.key in missing for item in unit)]
 
 
 def _digest(item: WorkItem, run: Run, vectors: Mapping[str, torch.Tensor]) -> str:

@@ -124,7 +124,11 @@ class Engine:
 
     def run(self, items: Iterable[WorkItem]) -> Iterator[Generation]:
         """Each item's text as it is finished, in no particular order. Items are checked before anything runs."""
-        rows = self._rows(items)
+        return self.run_units([tuple(items)])
+
+    def run_units(self, units: Sequence[Sequence[WorkItem]]) -> Iterator[Generation]:
+        """As `run`, one list after another: rows of different `work_units` never share a batch."""
+        rows = self._rows(item for unit in units for item in unit)
         where = "unsteered" if self.layer is None else f"steered after layer {self.layer}"
         dtype = str(self.model.dtype).removeprefix("torch.")
         log.info(
@@ -132,10 +136,14 @@ class Engine:
             *(len(rows), where, self.batch_size, self.model.device, dtype),
         )
         with track("steering", total=len(rows), unit="texts") as bar:
-            for finished, _ in self._steps(rows):
-                for row in finished:
-                    bar.advance()
-                    yield self._generation(row)
+            start = 0
+            for unit in units:
+                part = rows[start : start + len(unit)]
+                start += len(unit)
+                for finished, _ in self._steps(part):
+                    for row in finished:
+                        bar.advance()
+                        yield self._generation(row)
 
     def stream(self, item: WorkItem) -> Iterator[int]:
         """The new token ids of one item, one by one, as `run` would draw them; the one that ends it left out."""

@@ -88,7 +88,7 @@ class SteeringPrompts:
         self, path: Path | None = None, ask: Callable[[str], str] | None = None, author: str = "LLM"
     ) -> None:
         self._path, self._ask, self._author = path, ask, author
-        self._known: dict[tuple[str, bool], SteeringPrompt] = {}
+        self._known: dict[tuple[str, str], SteeringPrompt] = {}
         if path is not None and path.exists():
             try:
                 rows = json.loads(path.read_text(encoding="utf-8"))
@@ -97,15 +97,22 @@ class SteeringPrompts:
                 raise TagsteerError(
                     f"{path} is not a file of steering prompts ({error}): move it away to write new ones"
                 ) from error
-            self._known = {(p.label, p.author == OFFLINE_AUTHOR): p for p in known}
+            self._known = {(p.label, p.author): p for p in known}
 
     def of(self, label: str) -> SteeringPrompt:
         """The stored prompt of a label, or a new one, stored before it is returned."""
-        place = (label, self._ask is None)
-        if place not in self._known:
-            self._known[place] = self._write(label)
-            self._save()
-        return self._known[place]
+        authors = (OFFLINE_AUTHOR,) if self._ask is None else (self._author, self._stand_in)
+        for author in authors:
+            if (label, author) in self._known:
+                return self._known[label, author]
+        written = self._write(label)
+        self._known[label, written.author] = written
+        self._save()
+        return written
+
+    @property
+    def _stand_in(self) -> str:
+        return f"fixed template ({self._author} answered nothing)"
 
     def _write(self, label: str) -> SteeringPrompt:
         if self._ask is None:
@@ -114,9 +121,7 @@ class SteeringPrompts:
         if text:
             return SteeringPrompt(label, text, self._author)
         log.warning("%s gave an empty steering prompt for %r: using the fixed template", self._author, label)
-        return SteeringPrompt(
-            label, TEMPLATE.format(label=label), f"fixed template ({self._author} answered nothing)"
-        )
+        return SteeringPrompt(label, TEMPLATE.format(label=label), self._stand_in)
 
     def _save(self) -> None:
         if self._path is None:
