@@ -187,8 +187,9 @@ class JudgeConfig(JudgeSettings):
 
     kind: Literal["auto", "offline", "server", "local"] = "auto"
     """auto: the server if its key is in the environment, else offline."""
-    perplexity: bool = True
-    """Offline only: whether fluency also reads the unsteered model's perplexity (slower; the rules alone can)."""
+    perplexity: bool = False
+    """Offline only: whether SmolLM2-135M-Instruct reads every text too, many times slower. Needs weights that were
+    trained so (`tagsteer train-judge --perplexity`): for the shipped judge it brought nothing (see its card)."""
     weights: Path | None = None
     """Offline only: the file that `tagsteer train-judge` wrote, instead of the judge that comes with tagsteer."""
     local: LocalJudgeConfig | None = None

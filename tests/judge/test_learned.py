@@ -10,15 +10,13 @@ import polars as pl
 import pytest
 
 from tagsteer.errors import TagsteerError
-from tagsteer.judge.inputs import INPUTS, SURPRISE_INPUTS, surprise_inputs
+from tagsteer.judge.inputs import INPUTS, SLOW_INPUTS, SURPRISE_INPUTS, Reader, surprise_inputs
 from tagsteer.judge.learned import HEADS, LearnedJudge, Trees, Weights, shipped_weights
+from tagsteer.judge.learner import Learner, calibration_knots, export
 from tagsteer.judge.training import (
     RATINGS,
-    Learner,
     balance,
     calibrate_by_fold,
-    calibration_knots,
-    export,
     prepare,
     split_concepts,
     train_judge,
@@ -130,6 +128,71 @@ def test_short_tags_and_missing_ratings() -> None:
     assert card["held_out_short_tags"]["spearman"]["fluency"] > 0.85
 
 
+def test_a_second_set_of_trees_reads_what_the_first_cannot_see(tmp_path: Path) -> None:
+    table, inputs = planted()
+
+    def blind(concepts, instructions, texts):
+        x = inputs(concepts, instructions, texts)
+        x[:, 2] = 0  # fluency cannot be seen in the fast inputs
+        return x
+
+    def slow(concepts, instructions, texts):
+        del concepts, instructions
+        z = np.zeros((len(texts), len(SLOW_INPUTS)), np.float32)
+        z[:, 0] = [float(t.split()[2]) for t in texts]
+        return z
+
+    weights = train_judge(table, version="v", inputs=blind, slow=slow, learner=QUICK, folds=4)
+    card = weights.card
+    assert card["texts_read"] == 600
+    without, with_it = card["held_out_same_texts_without"], card["held_out_with_perplexity"]
+    assert without["spearman"]["fluency"] < 0.3 and with_it["spearman"]["fluency"] > 0.9
+    assert with_it["spearman"]["concept"] > 0.9  # the first trees' sums are passed on
+    again = Weights.load(weights.save(tmp_path / "j.safetensors"))
+    three = (["c"] * 2, ["i"] * 2, ["0.1 0.5 0.1", "0.1 0.5 0.9"])
+    x, z = blind(*three), slow(*three)
+    np.testing.assert_array_equal(again.predict(x, z), weights.predict(x, z))
+    assert again.predict(x)[0, 2] == again.predict(x)[1, 2]
+    assert again.predict(x, z)[1, 2] - again.predict(x, z)[0, 2] > 1.5
+    assert LearnedJudge(again, perplexity=True).version == "v+perplexity"
+    plain = train_judge(table, version="v", inputs=blind, learner=QUICK, folds=4)
+    with pytest.raises(TagsteerError, match="without perplexities"):
+        LearnedJudge(plain, perplexity=True)
+
+
+def test_reading_equals_one_text_at_a_time(tiny_llama) -> None:
+    """The topic's and the request's surprise after each text, by the plain definition."""
+    import torch
+
+    from tagsteer.judge.perplexity import ABOUT, ASKED, read_for
+
+    texts, topics, requests = ["a cat sat", "", "dogs and more dogs"], ["cats", "bread", "dogs"], ["Why?"] * 3
+    found = read_for(tiny_llama, texts, topics, requests, tokens_per_batch=128)
+    for parts, got in zip(zip(texts, topics, requests, strict=True), found, strict=True):
+        text, topic, request = parts
+        # A byte tokenizer: the whole text's tokens are those of its parts.
+        ids = torch.tensor([tiny_llama.encode(text + ABOUT + topic + ASKED + request)])
+        logp = tiny_llama.hf(input_ids=ids).logits.log_softmax(-1)
+        want = [-float(logp[0, i, ids[0, i + 1]]) for i in range(ids.shape[1] - 1)]
+        a, b = len(text) + len(ABOUT), len(text) + len(ABOUT) + len(topic) + len(ASKED)
+        for part, wanted in zip(
+            got, (want[: len(text)], want[a : a + len(topic)], want[b : b + len(request)]), strict=True
+        ):
+            np.testing.assert_allclose(part, wanted, rtol=1e-4)
+
+
+def test_a_reader_says_how_much_less_a_topic_surprises_after_its_text(tiny_llama) -> None:
+    reader = Reader(tiny_llama)
+    got = reader(["bread", "bread"], ["Why?", "Why?"], ["of bread", ""])
+    column = {name: got[:, k] for k, name in enumerate(SLOW_INPUTS)}
+    assert column["topic_gain_sum"][1] == pytest.approx(0, abs=1e-3)  # nothing was read before it
+    assert column["topic_gain_sum"][0] != 0
+    assert column["topic_mean"][0] + column["topic_gain_mean"][0] == pytest.approx(
+        column["topic_mean"][1], abs=1e-4
+    )
+    assert np.isnan(column["surprise_mean"][1]) and not np.isnan(column["request_mean"]).any()
+
+
 def test_repeated_texts_are_one_row_with_their_mean() -> None:
     table, inputs = planted(120)
     twice = pl.concat([table, table.head(10).with_columns(relevance_concept=2 - pl.col("relevance_concept"))])
@@ -198,7 +261,7 @@ def test_surprise_inputs_by_hand() -> None:
 
 @pytest.mark.skipif(
     not shipped_weights().is_file(),
-    reason="THE SHIPPED JUDGE IS ABSENT: run benchmarks/bench_judge.py --train",
+    reason="THE SHIPPED JUDGE IS ABSENT: run python -m benchmarks.train_judge",
 )
 class TestShipped:
     def test_size_card_and_name(self) -> None:

@@ -181,12 +181,16 @@ def train_judge(
     rated_by: str | None = typer.Option(None, help='Who rated, for the card; e.g. "three annotators".'),
     name: str | None = typer.Option(None, help="Version of the judge; by default the name of the folder."),
     folds: int = typer.Option(8, min=2, help="Parts of the concepts, each held out once to measure."),
+    perplexity: bool = typer.Option(
+        False, help="Let a language model read the texts too, for judge.perplexity = true (slow)."
+    ),
     seed: int = typer.Option(0),
 ) -> None:
     """Train an offline judge on your own ratings and measure it on concepts that it has not seen."""
     from tagsteer.cli.ratings import read_ratings
 
     rows, judged_by, columns = read_ratings(table, ratings)
+    from tagsteer.judge.learned import load_reader
     from tagsteer.judge.training import train_judge as train
 
     with terminal():
@@ -195,6 +199,7 @@ def train_judge(
             version=name or out.resolve().name,
             judge=rated_by or judged_by,
             ratings=columns,
+            slow=load_reader() if perplexity else None,
             folds=folds,
             seed=seed,
         )

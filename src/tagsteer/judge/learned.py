@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from importlib import resources
 from pathlib import Path
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tagsteer.errors import TagsteerError
+from tagsteer.judge.inputs import INPUTS, SLOW_INPUTS, Reader, judge_inputs
 from tagsteer.judge.offline import CHUNK, NAME, as_rating
 from tagsteer.judge.types import PARTS, JudgeItem, Rating, check_keys
 
@@ -26,7 +27,9 @@ if TYPE_CHECKING:
 HEADS = (*PARTS, "overall")
 """What is predicted: the three ratings and, since the harmonic mean of expected values is not the expected
 harmonic mean, the overall score by itself."""
-FORMAT = "tagsteer-offline-judge-1"
+FORMAT = "tagsteer-offline-judge-2"
+READER, READER_DTYPE = "smollm2-135m-instruct", "bfloat16"
+"""The language model that reads along, in one type everywhere: other roundings would be other ratings."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,20 +73,32 @@ class Trees:
 
 @dataclass(frozen=True, eq=False)
 class Weights:
-    """A trained judge: trees and calibration for each head, the names of its inputs, and its card."""
+    """A trained judge: trees and calibration for each head, the names of its inputs, and its card.
+
+    A second set of trees, where there is one, corrects the first by what a language model reads: their inputs are
+    `inputs`, SLOW_INPUTS, and the first trees' sums, side by side.
+    """
 
     trees: dict[str, Trees]
     calibration: dict[str, np.ndarray]
     """float32 [2, knots] for each head: raw sums and the ratings that they stand for, linear between."""
     inputs: tuple[str, ...]
     card: dict[str, Any]
+    slow_trees: dict[str, Trees] = field(default_factory=dict)
+    slow_calibration: dict[str, np.ndarray] = field(default_factory=dict)
 
-    def predict(self, x: np.ndarray) -> np.ndarray:
-        """Expected ratings [rows, len(HEADS)] in [0, 2]."""
+    def predict(self, x: np.ndarray, slow: np.ndarray | None = None) -> np.ndarray:
+        """Expected ratings [rows, len(HEADS)] in [0, 2] from inputs [rows, :] and, if given, slow inputs [rows, :]."""
         if x.shape[1] != len(self.inputs):
             raise TagsteerError(f"the judge wants {len(self.inputs)} inputs for each text, got {x.shape[1]}")
         x = np.ascontiguousarray(x, np.float32)
-        return np.stack([np.interp(self.trees[h](x), *self.calibration[h]) for h in HEADS], axis=1)
+        raw = np.stack([self.trees[h](x) for h in HEADS], axis=1)
+        if slow is None:
+            return np.stack([np.interp(raw[:, k], *self.calibration[h]) for k, h in enumerate(HEADS)], axis=1)
+        both = second_inputs(x, slow, raw)
+        return np.stack(
+            [np.interp(self.slow_trees[h](both), *self.slow_calibration[h]) for h in HEADS], axis=1
+        )
 
     def save(self, path: str | Path) -> Path:
         """Write one .safetensors file (arrays) whose header holds names and card."""
@@ -91,11 +106,15 @@ class Weights:
 
         arrays: dict[str, np.ndarray] = {}
         numbers = {}
-        for head, trees in self.trees.items():
-            for name in _ARRAYS:
-                arrays[f"{head}.{name}"] = np.ascontiguousarray(getattr(trees, name))
-            arrays[f"{head}.calibration"] = np.ascontiguousarray(self.calibration[head])
-            numbers[head] = {"start": trees.start, "depth": trees.depth}
+        for prefix, all_trees, knots in (
+            ("", self.trees, self.calibration),
+            (_SLOW, self.slow_trees, self.slow_calibration),
+        ):
+            for head, trees in all_trees.items():
+                for name in _ARRAYS:
+                    arrays[f"{prefix}{head}.{name}"] = np.ascontiguousarray(getattr(trees, name))
+                arrays[f"{prefix}{head}.calibration"] = np.ascontiguousarray(knots[head])
+                numbers[prefix + head] = {"start": trees.start, "depth": trees.depth}
         header = {
             "format": FORMAT,
             "inputs": json.dumps(self.inputs),
@@ -124,18 +143,31 @@ class Weights:
                 "train one with `tagsteer train-judge`"
             )
         inputs, numbers = tuple(json.loads(header["inputs"])), json.loads(header["heads"])
-        trees = {h: Trees(**{n: arrays[f"{h}.{n}"] for n in _ARRAYS}, **numbers[h]) for h in HEADS}
-        for head, t in trees.items():
-            n = len(t.value)
-            inside = all((a >= 0).all() and (a < n).all() for a in (t.left, t.right, t.root))
-            if not inside or (t.feature < 0).any() or (t.feature >= len(inputs)).any():
-                raise TagsteerError(
-                    f"{str(path)!r} holds a damaged tree (head {head}): download or train it again"
-                )
-        return cls(trees, {h: arrays[f"{h}.calibration"] for h in HEADS}, inputs, json.loads(header["card"]))
+        found: list[dict[str, Any]] = []
+        for prefix, width in (("", len(inputs)), (_SLOW, len(inputs) + len(SLOW_INPUTS) + len(HEADS))):
+            heads = [h for h in HEADS if prefix + h in numbers]
+            trees = {
+                h: Trees(**{n: arrays[f"{prefix}{h}.{n}"] for n in _ARRAYS}, **numbers[prefix + h])
+                for h in heads
+            }
+            for head, t in trees.items():
+                n = len(t.value)
+                inside = all((a >= 0).all() and (a < n).all() for a in (t.left, t.right, t.root))
+                if not inside or (t.feature < 0).any() or (t.feature >= width).any():
+                    raise TagsteerError(
+                        f"{str(path)!r} holds a damaged tree (head {prefix}{head}): download or train it again"
+                    )
+            found += [trees, {h: arrays[f"{prefix}{h}.calibration"] for h in heads}]
+        return cls(found[0], found[1], inputs, json.loads(header["card"]), found[2], found[3])
 
 
 _ARRAYS = ("feature", "threshold", "left", "right", "missing_left", "value", "root")
+_SLOW = "slow."
+
+
+def second_inputs(x: np.ndarray, slow: np.ndarray, raw: np.ndarray) -> np.ndarray:
+    """What the second set of trees sees: float32 [rows, inputs + slow inputs + heads]."""
+    return np.concatenate([x, slow, raw], axis=1).astype(np.float32)
 
 
 def shipped_weights() -> Path:
@@ -143,43 +175,54 @@ def shipped_weights() -> Path:
     return Path(str(resources.files("tagsteer.judge").joinpath("weights/offline_judge.safetensors")))
 
 
+def load_reader(device: str = "cpu") -> Reader:
+    """The language model that reads along: always the one the judge was trained with, whatever is steered."""
+    from tagsteer.lm.model import load_model
+
+    return Reader(load_model(READER, device, READER_DTYPE))
+
+
 class LearnedJudge:
     """Rates by trained weights. Ratings are expected values in [0, 2]; `integers` rounds them to 0, 1, 2.
 
-    An empty text is rated 0, 0, 0: so did the judge it was trained on.
+    `perplexity` lets SmolLM2-135M-Instruct read every text too, many times slower; the weights must have
+    been trained so. An empty text is rated 0, 0, 0: so did the judge it was trained on.
     """
 
     name = NAME
 
     def __init__(
-        self, weights: Weights, *, device: str = "cpu", dtype: str = "auto", integers: bool = False
+        self,
+        weights: Weights,
+        *,
+        device: str = "cpu",
+        dtype: str = "auto",
+        integers: bool = False,
+        perplexity: bool = False,
     ) -> None:
-        from tagsteer.judge.inputs import INPUTS
-
         if weights.inputs != INPUTS:
             raise TagsteerError(
                 "these judge weights were trained on other inputs than this version of tagsteer computes: "
                 "train them again with `tagsteer train-judge`"
             )
-        self.weights, self._integers = weights, integers
+        if perplexity and not weights.slow_trees:
+            raise TagsteerError(
+                "these judge weights were trained without perplexities: set judge.perplexity = false, or train "
+                "them again with `tagsteer train-judge --perplexity`"
+            )
+        self.weights, self._integers, self._perplexity = weights, integers, perplexity
         self._device, self._dtype = device, dtype
 
     @classmethod
-    def load(
-        cls,
-        path: str | Path | None = None,
-        *,
-        device: str = "cpu",
-        dtype: str = "auto",
-        integers: bool = False,
-    ) -> LearnedJudge:
-        """The shipped judge, or the one at `path`."""
-        return cls(Weights.load(path or shipped_weights()), device=device, dtype=dtype, integers=integers)
+    def load(cls, path: str | Path | None = None, **options: Any) -> LearnedJudge:
+        """The shipped judge, or the one at `path`; options as for the class."""
+        return cls(Weights.load(path or shipped_weights()), **options)
 
     @property
     def version(self) -> str:
-        """Name of the trained weights."""
-        return str(self.weights.card.get("version", "unnamed"))
+        """Name of the trained weights, and whether a language model reads along: its ratings are others."""
+        name = str(self.weights.card.get("version", "unnamed"))
+        return f"{name}+perplexity" if self._perplexity else name
 
     @property
     def card(self) -> dict[str, Any]:
@@ -187,7 +230,8 @@ class LearnedJudge:
         return self.weights.card
 
     def describe(self) -> str:
-        rho = self.card.get("held_out_concepts", {}).get("spearman", {})
+        key = "held_out_with_perplexity" if self._perplexity else "held_out_concepts"
+        rho = self.card.get(key, {}).get("spearman", {})
         agreement = ", ".join(f"{h} {rho[h]:.2f}" for h in HEADS if rho.get(h) is not None)
         said = (
             f"; Spearman with {self.card.get('judge', 'its teacher')} on unseen concepts: {agreement}"
@@ -203,19 +247,21 @@ class LearnedJudge:
 
         return Similarity.of(load_embedder(self._device, self._dtype))
 
+    @cached_property
+    def _reader(self) -> Reader:
+        return load_reader(self._device)
+
     def predict(self, items: Sequence[JudgeItem]) -> np.ndarray:
         """Expected concept, instruction, fluency and overall score [items, 4]; 0 for empty texts."""
-        from tagsteer.judge.inputs import judge_inputs
-
         out = np.zeros((len(items), len(HEADS)))
         for start in range(0, len(items), CHUNK):
             chunk = items[start : start + CHUNK]
             texts = [i.generation for i in chunk]
-            x = judge_inputs(
-                self._similarity, [i.concept for i in chunk], [i.instruction for i in chunk], texts
-            )
+            concepts, instructions = [i.concept for i in chunk], [i.instruction for i in chunk]
+            x = judge_inputs(self._similarity, concepts, instructions, texts)
+            slow = self._reader(concepts, instructions, texts) if self._perplexity else None
             empty = np.array([not t.strip() for t in texts])
-            out[start : start + len(chunk)] = np.where(empty[:, None], 0.0, self.weights.predict(x))
+            out[start : start + len(chunk)] = np.where(empty[:, None], 0.0, self.weights.predict(x, slow))
         return out
 
     def rate(self, items: Sequence[JudgeItem]) -> Iterator[tuple[str, Rating]]:

@@ -29,8 +29,8 @@ CHUNK = 256
 Surprise = Callable[[Sequence[str]], "np.ndarray | Sequence[float]"]
 
 # (value, rating) corners of piecewise-linear maps, flat beyond their ends. Read off isotonic fits to 5,127 ratings
-# by gpt-4o-mini over 81 concepts (benchmarks/bench_judge.py --rules prints the fits again), half of the concepts
-# also reduced to a tag of one to three words, and rounded: one map serves long explanations and short tags.
+# by gpt-4o-mini over 81 concepts, half of the concepts also reduced to a tag of one to three words, and rounded:
+# one map serves long explanations and short tags.
 CONCEPT_RULE = ((0.24, 0.0), (0.31, 0.1), (0.36, 0.25), (0.44, 0.58), (0.56, 0.87), (0.85, 1.05), (0.98, 1.3))
 """Of the mean of `tokens_late` and `core_late`: how well each word of the concept is matched in the text."""
 INSTRUCTION_RULE = ((0.22, 0.05), (0.40, 0.9), (0.51, 1.4), (0.62, 1.67), (0.80, 1.87), (0.90, 1.95))
@@ -163,7 +163,10 @@ def offline_judge(
     device: str = "cpu",
     dtype: str = "auto",
 ) -> RuleJudge | LearnedJudge:
-    """The judge that needs no key: "rules", "learned", or "auto" (the learned one where its weights are at hand)."""
+    """The judge that needs no key: "rules", "learned", or "auto" (the learned one where its weights are at hand).
+
+    `surprise` makes the rules read perplexities; the learned judge reads them with a model of its own.
+    """
     if kind not in ("auto", "rules", "learned"):
         raise one_of(kind, ["auto", "learned", "rules"], "offline judge")
     if kind != "rules":
@@ -174,5 +177,5 @@ def offline_judge(
                 raise TagsteerError("this build has no learned judge: use kind = 'rules'") from None
         else:
             if kind == "learned" or shipped_weights().is_file():
-                return LearnedJudge.load(device=device, dtype=dtype)
+                return LearnedJudge.load(device=device, dtype=dtype, perplexity=surprise is not None)
     return RuleJudge(surprise, device=device, dtype=dtype)

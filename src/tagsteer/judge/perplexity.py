@@ -1,4 +1,5 @@
-"""How surprised an unsteered language model is by texts: the slow part of an offline judge's fluency.
+"""How surprised an unsteered language model is by texts, and by a topic or a request after them: the slow part of
+an offline judge.
 
 Knows a LanguageModel; must not know ratings or rules. Surprise is counted in nats per character, so that
 models with different tokenizers can be compared.
@@ -15,6 +16,11 @@ if TYPE_CHECKING:
     from tagsteer.lm.model import LanguageModel
 
 
+ABOUT, ASKED = "\n\nThis text is about ", "\n\nIt answers the request: "
+MAX_TOPIC, MAX_ASKED = 32, 40
+"""Tokens of a concept and of an instruction that are read; long requests cost time and say little more."""
+
+
 def token_surprise(
     model: LanguageModel, texts: Sequence[str], *, max_tokens: int = 200, tokens_per_batch: int = 1024
 ) -> list[np.ndarray]:
@@ -22,14 +28,62 @@ def token_surprise(
 
     Texts stand alone (as AxBench's fluency judge sees them), after BOS or, without one, the end mark.
     """
-    import torch
+    start = _start(model)
+    return _surprise(model, [start + ids for ids in _coded(model, texts, max_tokens)], tokens_per_batch)
 
+
+def read_for(
+    model: LanguageModel,
+    texts: Sequence[str],
+    topics: Sequence[str],
+    requests: Sequence[str],
+    *,
+    max_tokens: int = 144,
+    tokens_per_batch: int = 1024,
+) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Surprise of each text's tokens, then of its topic's, then of its request's, in one pass each: nats.
+
+    The topic follows the text as "This text is about ...", the request as "It answers the request: ...": a text
+    that speaks of them makes them less surprising (the query likelihood of Ponte & Croft 1998).
+    """
+    start, about, asked = _start(model), *_coded(model, [ABOUT, ASKED], None)
+    parts = list(
+        zip(
+            _coded(model, texts, max_tokens), _coded(model, topics, MAX_TOPIC), _coded(model, requests, MAX_ASKED),
+            strict=True,
+        )
+    )  # fmt: skip
+    coded = [start + text + about + topic + asked + request for text, topic, request in parts]
+    found = []
+    for surprise, (text, topic, request) in zip(
+        _surprise(model, coded, tokens_per_batch), parts, strict=True
+    ):
+        # surprise[i] is that of coded[i + 1]; without a start mark the first token has none.
+        s = surprise if start else np.concatenate([np.full(1, np.nan, np.float32), surprise])
+        second, third = len(text) + len(about), len(text) + len(about) + len(topic) + len(asked)
+        found.append((s[: len(text)], s[second : second + len(topic)], s[third : third + len(request)]))
+    return found
+
+
+def _start(model: LanguageModel) -> list[int]:
     start = model.tokenizer.bos_token_id
     start = model.tokenizer.eos_token_id if start is None else start
-    coded = model.tokenizer(
-        list(texts), add_special_tokens=False, split_special_tokens=True, truncation=True, max_length=max_tokens
-    )["input_ids"] if len(texts) else []  # fmt: skip
-    coded = [([] if start is None else [start]) + list(ids) for ids in coded]
+    return [] if start is None else [start]
+
+
+def _coded(model: LanguageModel, texts: Sequence[str], most: int | None) -> list[list[int]]:
+    if not len(texts):
+        return []
+    found = model.tokenizer(
+        list(texts), add_special_tokens=False, split_special_tokens=True, truncation=most is not None, max_length=most
+    )["input_ids"]  # fmt: skip
+    return [list(ids) for ids in found]
+
+
+def _surprise(model: LanguageModel, coded: Sequence[list[int]], tokens_per_batch: int) -> list[np.ndarray]:
+    """-log p of every token but the first, float32 [tokens - 1] for each row of ids, in batches by length."""
+    import torch
+
     out = [np.zeros(0, np.float32)] * len(coded)
     order = sorted((i for i in range(len(coded)) if len(coded[i]) > 1), key=lambda i: len(coded[i]))
     at = 0

@@ -9,6 +9,7 @@ training and test. Knows the learner and the card; must not know where ratings c
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,7 +19,8 @@ import numpy as np
 
 from tagsteer.errors import TagsteerError
 from tagsteer.judge.agreement import choice_agreement, group_agreement, overall_of, rating_agreement
-from tagsteer.judge.learned import HEADS, Trees, Weights
+from tagsteer.judge.learned import HEADS, READER, Weights, second_inputs
+from tagsteer.judge.learner import Learner, calibration_knots, export
 from tagsteer.progress import track
 
 if TYPE_CHECKING:
@@ -28,39 +30,9 @@ log = logging.getLogger("tagsteer.judge")
 
 TEXTS = ("concept", "instruction", "generation")
 RATINGS = ("relevance_concept", "relevance_instruction", "fluency")
-KNOTS = 24
 
 Inputs = Callable[[Sequence[str], Sequence[str], Sequence[str]], np.ndarray]
 """(concepts, instructions, texts) -> float32 [texts, len(INPUTS)]."""
-
-
-@dataclass(frozen=True)
-class Learner:
-    """Settings of scikit-learn's HistGradientBoostingRegressor; heavy regularisation, since concepts are few."""
-
-    iterations: int = 220
-    learning_rate: float = 0.06
-    leaves: int = 15
-    least_in_leaf: int = 60
-    l2: float = 5.0
-    inputs_per_split: float = 0.3
-    seed: int = 0
-
-    def fit(self, x: np.ndarray, y: np.ndarray, weight: np.ndarray) -> Any:
-        """A fitted regressor; rows whose rating is NaN are left out."""
-        try:
-            from sklearn.ensemble import HistGradientBoostingRegressor
-        except ImportError:
-            raise TagsteerError(
-                "training a judge needs scikit-learn: pip install 'scikit-learn>=1.5'"
-            ) from None
-        known = ~np.isnan(y)
-        model = HistGradientBoostingRegressor(
-            max_iter=self.iterations, learning_rate=self.learning_rate, max_leaf_nodes=self.leaves,
-            min_samples_leaf=min(self.least_in_leaf, max(1, int(known.sum()) // 20)), l2_regularization=self.l2,
-            max_features=self.inputs_per_split, early_stopping=False, random_state=self.seed,
-        )  # fmt: skip
-        return model.fit(x[known], y[known], weight[known])
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,6 +49,8 @@ class Examples:
     dropped: dict[str, int] = field(default_factory=dict)
     short: np.ndarray | None = None
     """Inputs of the same rows with each concept reduced to a short tag; rows without a tag are NaN."""
+    slow: np.ndarray | None = None
+    """SLOW_INPUTS of the same rows; rows that no language model has read are NaN."""
 
 
 def train_judge(
@@ -87,6 +61,7 @@ def train_judge(
     ratings: Sequence[str] = RATINGS,
     short_tags: Mapping[str, str] | None = None,
     inputs: Inputs | None = None,
+    slow: Inputs | None = None,
     learner: Learner | None = None,
     folds: int = 8,
     seed: int = 0,
@@ -96,9 +71,10 @@ def train_judge(
     `table` has the texts `concept`, `instruction`, `generation` and the three columns named in `ratings`
     (0 to 2, null = missing); `method` and `factor`, where present, add the card's tables on methods and choices.
     `short_tags` (concept -> tag) adds the same texts under the short name of their concept. The card is measured
-    on the long concepts, and beside them on the short ones. Raises for fewer than 4 concepts or 100 texts.
+    on the long concepts, and beside them on the short ones. `slow` (an `inputs.Reader`) adds what a language model
+    reads, as a second set of trees that can be switched off. Raises for fewer than 4 concepts or 100 texts.
     """
-    examples = prepare(table, ratings=ratings, short_tags=short_tags, inputs=inputs)
+    examples = prepare(table, ratings=ratings, short_tags=short_tags, inputs=inputs, slow=slow)
     return learn(examples, version=version, judge=judge, learner=learner, folds=folds, seed=seed).weights
 
 
@@ -108,6 +84,7 @@ def prepare(
     ratings: Sequence[str] = RATINGS,
     short_tags: Mapping[str, str] | None = None,
     inputs: Inputs | None = None,
+    slow: Inputs | None = None,
 ) -> Examples:
     """Check the table, merge repeated texts, compute the inputs (minutes for 50,000 texts on two cores)."""
     import polars as pl
@@ -149,6 +126,7 @@ def prepare(
         merged["method"].to_numpy() if "method" in kept else None,
         merged["factor"].to_numpy() if "factor" in kept else None,
         np.array(instructions, dtype=object), dropped, short,
+        None if slow is None else _in_chunks(slow, concepts, instructions, generations, "reading"),
     )  # fmt: skip
 
 
@@ -159,6 +137,8 @@ class Fitted:
     weights: Weights
     held: np.ndarray
     """Calibrated ratings of held-out concepts [rows, 4]."""
+    held_slow: np.ndarray | None
+    """The same with what a language model reads; NaN where it read nothing, None where it never did."""
     fold: np.ndarray
 
 
@@ -190,7 +170,51 @@ def learn(
         card["held_out_short_tags"] = rating_agreement(short[with_tag], examples.y[with_tag])
     trees = [export(model) for model in fit_rows(examples, np.ones(len(examples.x), bool), learner)]
     calibration = {h: calibration_knots(raw[:, k], examples.y[:, k]) for k, h in enumerate(HEADS)}
-    return Fitted(Weights(dict(zip(HEADS, trees, strict=True)), calibration, INPUTS, card), held, fold)
+    weights = Weights(dict(zip(HEADS, trees, strict=True)), calibration, INPUTS, card)
+    if examples.slow is None:
+        return Fitted(weights, held, None, fold)
+    return Fitted(*learn_slow(examples, weights, raw, held, fold, learner), fold)
+
+
+def learn_slow(
+    examples: Examples,
+    weights: Weights,
+    raw: np.ndarray,
+    held: np.ndarray,
+    fold: np.ndarray,
+    learner: Learner,
+) -> tuple[Weights, np.ndarray, np.ndarray]:
+    """(weights with the second set of trees, held, held with it): stacked on held-out sums of the first set.
+
+    The second set learns from sums of trees that had not seen a row's concept, as it will meet them in use.
+    """
+    assert examples.slow is not None
+    read = ~np.isnan(examples.slow).all(1)
+    both = second_inputs(examples.x, examples.slow, raw)
+    second = np.full(raw.shape, np.nan)
+    for f in np.unique(fold):
+        test = read & (fold == f)
+        for k, model in enumerate(_fit(both, examples, read & (fold != f), learner)):
+            second[test, k] = model.predict(both[test])
+    better = np.full(raw.shape, np.nan)
+    better[read] = calibrate_by_fold(second[read], examples.y[read], fold[read])
+    card = {
+        **weights.card, "texts_read": int(read.sum()), "reader": READER,
+        "held_out_with_perplexity": rating_agreement(better[read], examples.y[read]),
+        "held_out_same_texts_without": rating_agreement(held[read], examples.y[read]),
+        **{f"{name}_with_perplexity": value for name, value in breakdown(examples, better, read).items()},
+    }  # fmt: skip
+    trees = [export(model) for model in _fit(both, examples, read, learner)]
+    knots = {h: calibration_knots(second[read, k], examples.y[read, k]) for k, h in enumerate(HEADS)}
+    weights = dataclasses.replace(
+        weights, card=card, slow_trees=dict(zip(HEADS, trees, strict=True)), slow_calibration=knots
+    )
+    return weights, held, better
+
+
+def _fit(x: np.ndarray, examples: Examples, rows: np.ndarray, learner: Learner) -> list[Any]:
+    weight = balance(examples.concepts[rows])
+    return [learner.fit(x[rows], examples.y[rows, k], weight) for k in range(len(HEADS))]
 
 
 def fit_rows(examples: Examples, rows: np.ndarray, learner: Learner) -> list[Any]:
@@ -241,23 +265,6 @@ def held_out(examples: Examples, fold: np.ndarray, learner: Learner) -> tuple[np
     return raw, raw_short
 
 
-def calibration_knots(raw: np.ndarray, real: np.ndarray) -> np.ndarray:
-    """Isotonic regression of the ratings on raw predictions, as at most KNOTS corners float32 [2, knots] in [0, 2]."""
-    from sklearn.isotonic import IsotonicRegression
-
-    known = ~(np.isnan(raw) | np.isnan(real))
-    raw, real = raw[known], real[known]
-    fitted = IsotonicRegression(y_min=0.0, y_max=2.0).fit(raw, real)
-    # Means of equally filled bins of both sides: smoother than isotonic steps, and strictly increasing in x.
-    order = np.argsort(raw, kind="stable")
-    bins = np.array_split(order, min(KNOTS, max(2, len(order) // 20)))
-    at = np.array([raw[b].mean() for b in bins])
-    knots = np.array([at, fitted.predict(at)])
-    knots = knots[:, np.concatenate([[True], np.diff(knots[0]) > 1e-6])]
-    knots[1] = np.clip(knots[1], 0, 2)
-    return knots.astype(np.float32)
-
-
 def calibrate_by_fold(
     raw: np.ndarray, real: np.ndarray, fold: np.ndarray, source: np.ndarray | None = None
 ) -> np.ndarray:
@@ -285,54 +292,27 @@ def card_of(
         "floor_constant": rating_agreement(np.tile(np.nanmean(examples.y, 0), (len(held), 1)), examples.y),
         "concept_means": group_agreement(held, examples.y, examples.concepts.tolist()),
     }  # fmt: skip
-    if examples.methods is not None:
-        card["method_means"] = group_agreement(held, examples.y, examples.methods.tolist())
+    return {**card, **breakdown(examples, held, np.ones(len(held), bool))}
+
+
+def breakdown(examples: Examples, held: np.ndarray, rows: np.ndarray) -> dict[str, Any]:
+    """Agreement by method, and on the choices of a factor, over some rows of held-out ratings."""
+    card: dict[str, Any] = {}
+    held, y = held[rows], examples.y[rows]
+    methods = None if examples.methods is None else examples.methods[rows]
+    if methods is not None:
+        card["method_means"] = group_agreement(held, y, methods.tolist())
         card["by_method"] = {
-            str(m): rating_agreement(held[examples.methods == m], examples.y[examples.methods == m])
-            for m in np.unique(examples.methods)
+            str(m): rating_agreement(held[methods == m], y[methods == m]) for m in np.unique(methods)
         }
     if examples.factors is not None and examples.instructions is not None:
-        groups = [
-            f"{m}\0{c}" for m, c in zip(_or_blank(examples.methods, held), examples.concepts, strict=True)
-        ]
-        instructions = {i: n % 2 for n, i in enumerate(sorted(set(map(str, examples.instructions))))}
-        halves = [instructions[str(i)] for i in examples.instructions]
+        groups = [f"{m}\0{c}" for m, c in zip(_or_blank(methods, held), examples.concepts[rows], strict=True)]
+        named = [str(i) for i in examples.instructions[rows]]
+        half = {i: n % 2 for n, i in enumerate(sorted(set(named)))}
         card["factor_choice"] = choice_agreement(
-            held[:, 3], examples.y[:, 3], groups, examples.factors.tolist(), halves
+            held[:, 3], y[:, 3], groups, examples.factors[rows].tolist(), [half[i] for i in named]
         )
     return card
-
-
-def export(model: Any) -> Trees:
-    """Flat arrays of a fitted HistGradientBoostingRegressor (squared error, no categories)."""
-    parts: dict[str, list[np.ndarray]] = {
-        n: [] for n in ("feature", "threshold", "left", "right", "missing_left", "value")
-    }
-    roots, offset, depth = [], 0, 0
-    for (tree,) in model._predictors:
-        nodes = tree.nodes
-        if nodes["is_categorical"].any():
-            raise TagsteerError("this tree splits on categories, which the judge's format does not hold")
-        leaf, own = nodes["is_leaf"].astype(bool), np.arange(len(nodes))
-        parts["feature"].append(np.where(leaf, 0, nodes["feature_idx"]).astype(np.int16))
-        parts["threshold"].append(_float32_below(nodes["num_threshold"]))
-        parts["left"].append((np.where(leaf, own, nodes["left"]) + offset).astype(np.int32))
-        parts["right"].append((np.where(leaf, own, nodes["right"]) + offset).astype(np.int32))
-        parts["missing_left"].append(nodes["missing_go_to_left"].astype(np.uint8))
-        parts["value"].append(nodes["value"].astype(np.float32))
-        roots.append(offset)
-        offset, depth = offset + len(nodes), max(depth, int(nodes["depth"].max()))
-    arrays = {n: np.concatenate(a) for n, a in parts.items()}
-    return Trees(
-        **arrays, root=np.array(roots, np.int32), start=float(model._baseline_prediction.item()), depth=depth
-    )
-
-
-def _float32_below(values: np.ndarray) -> np.ndarray:
-    """Largest float32 not above each value: x <= t for a float32 x is the same question for both."""
-    with np.errstate(over="ignore"):
-        near = values.astype(np.float32)
-    return np.where(near > values, np.nextafter(near, np.float32(-np.inf)), near).astype(np.float32)
 
 
 def _in_chunks(

@@ -97,7 +97,7 @@ def _offline(run: Run) -> Judge:
     if config.weights is not None:
         from tagsteer.judge.learned import LearnedJudge
 
-        return LearnedJudge.load(config.weights, device=device)
+        return LearnedJudge.load(config.weights, device=device, perplexity=config.perplexity)
 
     def surprise(texts: Sequence[str]) -> np.ndarray:
         from tagsteer.judge.perplexity import surprise_per_character
