@@ -151,7 +151,10 @@ def train(
     examples, learner = examples_of(table, short_rows, read_rows, cache), Learner()
     fitted = learn(examples, version=version, judge="gpt-4o-mini", learner=learner, folds=folds)
     card, y = fitted.weights.card, examples.y
-    card["slow_trees"] = bool(fitted.weights.slow_trees)
+    card["slow_trees"] = _reading_helps(card)
+    if not card["slow_trees"]:
+        weights = dataclasses.replace(fitted.weights, slow_trees={}, slow_calibration={})
+        fitted = dataclasses.replace(fitted, weights=weights)
     fitted.weights.save(shipped_weights())
     print(json.dumps(card["held_out_concepts"]["spearman"]), flush=True)
     card["source"] = (
@@ -168,6 +171,14 @@ def train(
     (folder / "card.json").write_text(json.dumps(card, indent=1) + "\n", "utf-8")
     (folder / "card.md").write_text(markdown(card, path.stat().st_size), "utf-8")
     return card
+
+
+def _reading_helps(card: dict[str, Any]) -> bool:
+    """Whether the second set of trees ranks unseen concepts better than the first: else it is not shipped."""
+    if "held_out_with_perplexity" not in card:
+        return False
+    with_it, without = card["held_out_with_perplexity"], card["held_out_same_texts_without"]
+    return with_it["spearman"]["overall"] > without["spearman"]["overall"]
 
 
 def _even(table: Any, held: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -214,10 +225,10 @@ if __name__ == "__main__":
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--data", type=Path, default=HERE.parent.parent / "shared" / "data" / "axbench")
-    parser.add_argument("--rows", type=int, default=60_000)
-    parser.add_argument("--short-rows", type=int, default=10_000, help="texts learned under short tags too")
+    parser.add_argument("--rows", type=int, default=30_000)
+    parser.add_argument("--short-rows", type=int, default=6_144, help="texts learned under short tags too")
     parser.add_argument(
-        "--read-rows", type=int, default=0, help="texts that a language model reads too (1 s for 4)"
+        "--read-rows", type=int, default=2_560, help="texts that a language model reads too (1 s for 4)"
     )
     parser.add_argument("--folds", type=int, default=4)
     parser.add_argument("--cache", type=Path)

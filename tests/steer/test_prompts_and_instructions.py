@@ -122,6 +122,12 @@ def test_an_llm_behind_a_server_writes_the_prompts_of_a_run(tmp_path, monkeypatc
     assert method.provenance == "steering prompts by writer, temperature 1"
     stored = (run.path("steer") / "prompts.json").read_text()
     assert "Always speak of it." in stored and "sk-secret" not in stored
+    with serve(lambda *_: Say("Always speak of", finish="length")) as server:
+        cut = {**writer, "base_url": server.url, "model": "another"}
+        config = tiny_config(inputs, prompt_writer=cut)
+        with pytest.raises(TagsteerError, match="is cut: raise max_tokens"):
+            methods_of(Run(config, tmp_path / "run"))  # a cut prompt is no prompt
+    assert '"Always speak of"' not in (run.path("steer") / "prompts.json").read_text()
     monkeypatch.delenv("WRITER_KEY")
     with pytest.raises(TagsteerError, match="WRITER_KEY is not set"):
         methods_of(run)

@@ -113,7 +113,7 @@ class OpenAIJudge:
 def asker(settings: JudgeSettings, sleep: Sleep = asyncio.sleep) -> Callable[[str], str]:
     """A function that sends one message to the server and returns its answer; a missing key is an error here.
 
-    Calls are retried like a judge's. Raises TagsteerError when a message stays unanswered.
+    Calls are retried like a judge's. Raises TagsteerError when a message stays unanswered or its answer is cut.
     """
     api_key = settings.api_key()
 
@@ -125,11 +125,16 @@ def asker(settings: JudgeSettings, sleep: Sleep = asyncio.sleep) -> Callable[[st
         ) as client:
             caller = Caller(client, settings, Backoff(), sleep, Usage(), asyncio.Event())
             try:
-                return (await caller.ask(prompt)).text
+                reply = await caller.ask(prompt)
             except Unanswered as reason:
                 raise TagsteerError(
                     f"{settings.model} at {settings.base_url} gave no answer ({reason}): run again when it does"
                 ) from None
+        if reply.finish_reason == "length":
+            raise TagsteerError(
+                f"{settings.model} filled its {settings.max_tokens} tokens and its answer is cut: raise max_tokens"
+            )
+        return reply.text
 
     def ask(prompt: str) -> str:
         # In a thread of its own: a notebook's event loop may be running in this one.

@@ -137,8 +137,6 @@ class Fitted:
     weights: Weights
     held: np.ndarray
     """Calibrated ratings of held-out concepts [rows, 4]."""
-    held_slow: np.ndarray | None
-    """The same with what a language model reads; NaN where it read nothing, None where it never did."""
     fold: np.ndarray
 
 
@@ -172,8 +170,8 @@ def learn(
     calibration = {h: calibration_knots(raw[:, k], examples.y[:, k]) for k, h in enumerate(HEADS)}
     weights = Weights(dict(zip(HEADS, trees, strict=True)), calibration, INPUTS, card)
     if examples.slow is None:
-        return Fitted(weights, held, None, fold)
-    return Fitted(*learn_slow(examples, weights, raw, held, fold, learner), fold)
+        return Fitted(weights, held, fold)
+    return Fitted(learn_slow(examples, weights, raw, held, fold, learner), held, fold)
 
 
 def learn_slow(
@@ -183,8 +181,8 @@ def learn_slow(
     held: np.ndarray,
     fold: np.ndarray,
     learner: Learner,
-) -> tuple[Weights, np.ndarray, np.ndarray]:
-    """(weights with the second set of trees, held, held with it): stacked on held-out sums of the first set.
+) -> Weights:
+    """The weights with a second set of trees, stacked on held-out sums of the first set.
 
     The second set learns from sums of trees that had not seen a row's concept, as it will meet them in use.
     """
@@ -206,10 +204,9 @@ def learn_slow(
     }  # fmt: skip
     trees = [export(model) for model in _fit(both, examples, read, learner)]
     knots = {h: calibration_knots(second[read, k], examples.y[read, k]) for k, h in enumerate(HEADS)}
-    weights = dataclasses.replace(
+    return dataclasses.replace(
         weights, card=card, slow_trees=dict(zip(HEADS, trees, strict=True)), slow_calibration=knots
     )
-    return weights, held, better
 
 
 def _fit(x: np.ndarray, examples: Examples, rows: np.ndarray, learner: Learner) -> list[Any]:
