@@ -70,6 +70,7 @@ def markdown(card: dict[str, Any], size: int) -> str:
         line("rank correlation of method means", card["method_means"]),
         "", "## Choice of factor", "", *_choice(card["factor_choice"]),
         *_curve(card.get("learning_curve")),
+        *_absent(card),
         "", "## Confusion (rows: gpt-4o-mini's 0, 1, 2; columns: rounded)", "",
         *(f"- {h}: {m}" for h, m in held["confusion"].items()),
         "", "## Calibration (mean judged → mean real, by tenths)", "",
@@ -84,6 +85,15 @@ def _curve(curve: dict[str, Any] | None) -> list[str]:
         return []
     shown = [line(name, {"spearman": found}) for name, found in curve.items()]
     return ["", "## Learning curve (Spearman, half of the folds)", "", *HEAD, *shown]
+
+
+def _absent(card: dict[str, Any]) -> list[str]:
+    named = {
+        "held_out_method_sae": "a judge trained without SAE steering",
+        "learning_curve": "the learning curve",
+    }
+    absent = [name for key, name in named.items() if key not in card]
+    return ["", f"Not measured for this version: {', '.join(absent)}."] if absent else []
 
 
 def _choice(choice: dict[str, Any]) -> list[str]:
