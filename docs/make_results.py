@@ -1,7 +1,7 @@
 """Write the README's results from a finished demo run: `make results` (reads runs/demo).
 
-The table is that of the terminal; the texts are the first instruction of each pair, steered at the chosen strength,
-beside the unsteered text. Nothing in that section of the README is typed by hand.
+The table is that of the terminal; the texts answer the first instruction: the unsteered one, and each pair's at its
+chosen strength. Nothing in that section of the README is typed by hand.
 """
 
 from __future__ import annotations
@@ -35,7 +35,6 @@ def main(run: Path, readme: Path) -> None:
         f"{head['protocol_line']}; judge: {head['judge']}; {head['n_missing']} ratings missing.",
         "",
     ]
-    lines += ["One text per pair (first instruction, chosen strength), and the unsteered one:", ""]
     lines += _texts(run, rows)
     text = readme.read_text("utf-8")
     before, _, rest = text.partition(BEGIN)
@@ -45,14 +44,18 @@ def main(run: Path, readme: Path) -> None:
 
 def _texts(run: Path, rows: list) -> list[str]:
     cells = pl.read_parquet(run / "steer" / "generations.parquet").filter(pl.col("instruction_id") == 0)
-    found = []
+    plain = cells.filter(pl.col("method") == "unsteered").row(0, named=True)
+    found = [
+        f"The beginning of each text at the chosen strength. Instruction: {_quote(plain['instruction'])}", "",
+        f"- *unsteered*: {_quote(plain['generation'])}",
+    ]  # fmt: skip
     for row in rows:
-        of_label = cells.filter(pl.col("label") == row.label)
-        steered = of_label.filter((pl.col("method") == "steered") & (pl.col("strength") == row.strength))
-        plain = of_label.filter(pl.col("method") == "unsteered")
-        if steered.height and plain.height:
-            found.append(f"- **{row.label}**: {_quote(steered['generation'][0])}")
-            found.append(f"  - unsteered: {_quote(plain['generation'][0])}")
+        steered = cells.filter(
+            (pl.col("label") == row.label)
+            & (pl.col("method") == "steered")
+            & (pl.col("strength") == row.strength)
+        )
+        found += [f"- **{row.label}**: {_quote(text)}" for text in steered["generation"].head(1)]
     return found
 
 

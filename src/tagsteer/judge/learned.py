@@ -42,7 +42,7 @@ class Trees:
     feature: np.ndarray
     """int16 [nodes]"""
     threshold: np.ndarray
-    """float32 [nodes]: the largest float32 below the trained threshold, so float32 inputs fall as in training."""
+    """float32 [nodes]: edges between the trained steps, so float32 inputs fall as in training."""
     left: np.ndarray
     """int32 [nodes]"""
     right: np.ndarray

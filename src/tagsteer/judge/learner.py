@@ -14,6 +14,53 @@ from tagsteer.errors import TagsteerError
 from tagsteer.judge.learned import Trees
 
 KNOTS = 24
+STEPS = 255
+"""Steps of each input, scikit-learn's largest number."""
+
+
+@dataclass(frozen=True, eq=False)
+class Bins:
+    """The edges that turn each input into steps 0, 1, 2, ...: x lies in step k when edges[k − 1] < x <= edges[k].
+
+    Found here and not by scikit-learn (1.9), whose weighted quantiles take 97 % of a fit's time.
+    """
+
+    edges: tuple[np.ndarray, ...]
+    """float32, ascending, for each input at most STEPS − 1."""
+
+    @classmethod
+    def of(cls, x: np.ndarray) -> Bins:
+        """Quantiles of float32 [rows, inputs], of 20,000 evenly spread rows at most; NaN belongs to no step."""
+        some = x[:: max(1, len(x) // 20_000)]
+        edges = []
+        for column in some.T:
+            known = np.sort(column[~np.isnan(column)])
+            places = np.linspace(0, max(len(known) - 1, 0), STEPS + 1)[1:-1].astype(int)
+            edges.append(np.unique(known[places]) if len(known) else known)
+        return cls(tuple(edges))
+
+    def __call__(self, x: np.ndarray) -> np.ndarray:
+        """Steps as float32 [rows, inputs]; NaN stays NaN."""
+        steps = [np.searchsorted(e, column, side="left") for e, column in zip(self.edges, x.T, strict=True)]
+        return np.where(np.isnan(x), np.float32(np.nan), np.stack(steps, axis=1).astype(np.float32))
+
+    def threshold(self, feature: np.ndarray, step: np.ndarray) -> np.ndarray:
+        """float32 [nodes]: x <= threshold is the same question as (step of x) <= step, for each node."""
+        # Beyond the last edge: the split that only parts what is known from NaN.
+        edges = (self.edges[f] for f in feature)
+        return np.array([e[int(s)] if s < len(e) else np.inf for e, s in zip(edges, step, strict=True)], np.float32)
+
+
+@dataclass(frozen=True, eq=False)
+class Boosted:
+    """A fitted regressor on steps."""
+
+    bins: Bins
+    model: Any
+
+    def predict(self, x: np.ndarray) -> np.ndarray:
+        """Uncalibrated predictions float64 [rows] for inputs float32 [rows, inputs]."""
+        return np.asarray(self.model.predict(self.bins(np.asarray(x, np.float32))))
 
 
 @dataclass(frozen=True)
@@ -28,7 +75,7 @@ class Learner:
     inputs_per_split: float = 0.3
     seed: int = 0
 
-    def fit(self, x: np.ndarray, y: np.ndarray, weight: np.ndarray) -> Any:
+    def fit(self, x: np.ndarray, y: np.ndarray, weight: np.ndarray) -> Boosted:
         """A fitted regressor; rows whose rating is NaN are left out."""
         try:
             from sklearn.ensemble import HistGradientBoostingRegressor
@@ -42,7 +89,9 @@ class Learner:
             min_samples_leaf=min(self.least_in_leaf, max(1, int(known.sum()) // 20)), l2_regularization=self.l2,
             max_features=self.inputs_per_split, early_stopping=False, random_state=self.seed,
         )  # fmt: skip
-        return model.fit(x[known], y[known], weight[known])
+        x = np.asarray(x[known], np.float32)
+        bins = Bins.of(x)
+        return Boosted(bins, model.fit(bins(x), y[known], weight[known]))
 
 
 def calibration_knots(raw: np.ndarray, real: np.ndarray) -> np.ndarray:
@@ -62,8 +111,9 @@ def calibration_knots(raw: np.ndarray, real: np.ndarray) -> np.ndarray:
     return knots.astype(np.float32)
 
 
-def export(model: Any) -> Trees:
+def export(fitted: Boosted) -> Trees:
     """Flat arrays of a fitted HistGradientBoostingRegressor (squared error, no categories)."""
+    model = fitted.model
     parts: dict[str, list[np.ndarray]] = {
         n: [] for n in ("feature", "threshold", "left", "right", "missing_left", "value")
     }
@@ -74,7 +124,10 @@ def export(model: Any) -> Trees:
             raise TagsteerError("this tree splits on categories, which the judge's format does not hold")
         leaf, own = nodes["is_leaf"].astype(bool), np.arange(len(nodes))
         parts["feature"].append(np.where(leaf, 0, nodes["feature_idx"]).astype(np.int16))
-        parts["threshold"].append(_float32_below(nodes["num_threshold"]))
+        threshold = np.zeros(len(nodes), np.float32)
+        asked = ~leaf
+        threshold[asked] = fitted.bins.threshold(nodes["feature_idx"][asked], nodes["num_threshold"][asked])
+        parts["threshold"].append(threshold)
         parts["left"].append((np.where(leaf, own, nodes["left"]) + offset).astype(np.int32))
         parts["right"].append((np.where(leaf, own, nodes["right"]) + offset).astype(np.int32))
         parts["missing_left"].append(nodes["missing_go_to_left"].astype(np.uint8))
@@ -86,9 +139,3 @@ def export(model: Any) -> Trees:
         **arrays, root=np.array(roots, np.int32), start=float(model._baseline_prediction.item()), depth=depth
     )
 
-
-def _float32_below(values: np.ndarray) -> np.ndarray:
-    """Largest float32 not above each value: x <= t for a float32 x is the same question for both."""
-    with np.errstate(over="ignore"):
-        near = values.astype(np.float32)
-    return np.where(near > values, np.nextafter(near, np.float32(-np.inf)), near).astype(np.float32)

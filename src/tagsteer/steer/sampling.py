@@ -16,6 +16,7 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 
@@ -26,6 +27,7 @@ Key = str | tuple["str | int | float | None", ...]
 # Multipliers of a 32-bit integer hash with low bias (C. Wellons, "hash-prospector": lowbias32), as signed int32.
 _M1 = 0x7FEB352D
 _M2 = 0x846CA68B - 2**32
+_CACHED_ROWS = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +76,7 @@ def step_keys(seeds: Sequence[bytes], steps: Sequence[int]) -> torch.Tensor:
 
 def exponentials(keys: torch.Tensor, vocab: int) -> torch.Tensor:
     """Independent Exp(1) numbers, float32 [rows, vocab], in [2⁻³³, 16.6], for int32 keys [rows, 2] on any device."""
-    h = _mix(torch.arange(vocab, dtype=torch.int32, device=keys.device)) ^ keys[:, :1]
+    h = _token_hashes(vocab, keys.device) ^ keys[:, :1]
     h ^= (h >> 16) & 0xFFFF
     h *= _M1
     h ^= keys[:, 1:]
@@ -85,6 +87,13 @@ def exponentials(keys: torch.Tensor, vocab: int) -> torch.Tensor:
     u += 2.0**32 * (u < 0)
     # −log(1 − u) with u = (h + ½) / 2³²: small values, which win races, keep their full relative precision.
     return u.add_(0.5).mul_(-(2.0**-32)).clamp_(min=-(1 - 2.0**-24)).log1p_().neg_()
+
+
+@lru_cache(maxsize=8)
+def _token_hashes(vocab: int, device: torch.device) -> torch.Tensor:
+    """lowbias32 of every token id: int32 [vocab], the same at every step."""
+    with torch.inference_mode(False):
+        return _mix(torch.arange(vocab, dtype=torch.int32, device=device))
 
 
 def _mix(h: torch.Tensor) -> torch.Tensor:
@@ -110,8 +119,14 @@ def draw(logits: torch.Tensor, sampling: Sequence[Sampling], keys: torch.Tensor)
     else:
         scaled = (logits - top) / temperature.clamp(min=1e-6)
         scaled = _cut(scaled, sampling)
-        race = scaled.exp_().div_(exponentials(keys.to(logits.device), logits.shape[-1]))
-        chosen = torch.where(temperature[:, 0] > 0, race.argmax(-1), greedy)
+        keys = keys.to(logits.device)
+        # A few rows at a time stay in a core's cache through the twenty passes of the race; a GPU takes all at once.
+        size = _CACHED_ROWS if logits.device.type == "cpu" else len(scaled)
+        winners = [
+            part.exp_().div_(exponentials(key, part.shape[-1])).argmax(-1)
+            for part, key in zip(scaled.split(size), keys.split(size), strict=True)
+        ]
+        chosen = torch.where(temperature[:, 0] > 0, torch.cat(winners), greedy)
     return torch.where(torch.isfinite(top[:, 0]), chosen, -1)
 
 
