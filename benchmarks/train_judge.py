@@ -1,6 +1,6 @@
 """Train the judge that tagsteer ships on AxBench's ratings, measure it on unseen concepts, write weights and card.
 
-    python -m benchmarks.train_judge --cache scratch/judge                       # hours; resumes from the cache
+    python -m benchmarks.train_judge --cache scratch/judge                       # about an hour; resumes from the cache
     python -m benchmarks.train_judge --cache scratch/judge --inputs-only         # only compute and keep the inputs
 
 --cache keeps the inputs of each text, so that an interrupted or a larger training starts where it was. The card is
@@ -203,10 +203,10 @@ def learning_curve(examples: Examples, fitted: Fitted, learner: Learner) -> dict
     names = np.random.default_rng(0).permutation(np.unique(examples.concepts.astype(str)))
     of, y, found = examples.concepts.astype(str), examples.y, {}
     parts: dict[str, np.ndarray] = {}
-    for share in (0.5,):
+    for share in (0.25, 0.5):
         few = names[: int(share * len(names))]
         parts[f"{len(few)} concepts"] = np.isin(of, few)
-    for share in (0.25,):
+    for share in (1 / 16, 1 / 4):
         parts[f"{int(share * len(y)):,} texts of {len(names)} concepts"] = np.arange(len(y)) < share * len(y)
     for name, inside in parts.items():
         raw = np.full(y.shape, np.nan)
@@ -225,14 +225,14 @@ if __name__ == "__main__":
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--data", type=Path, default=HERE.parent.parent / "shared" / "data" / "axbench")
-    parser.add_argument("--rows", type=int, default=30_000)
-    parser.add_argument("--short-rows", type=int, default=6_144, help="texts learned under short tags too")
+    parser.add_argument("--rows", type=int, default=60_000, help="at most; there are 56,628")
+    parser.add_argument("--short-rows", type=int, default=12_000, help="texts learned under short tags too")
     parser.add_argument(
         "--read-rows", type=int, default=2_560, help="texts that a language model reads too (1 s for 4)"
     )
     parser.add_argument("--folds", type=int, default=4)
     parser.add_argument("--cache", type=Path)
-    parser.add_argument("--version", default="learned-2")
+    parser.add_argument("--version", default="learned-3")
     parser.add_argument("--basis", action="store_true", help="only renew the components of text vectors")
     parser.add_argument("--inputs-only", action="store_true")
     given = parser.parse_args()

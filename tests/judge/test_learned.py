@@ -59,7 +59,9 @@ def test_trees_equal_scikit_learn_with_missing_values_and_ties() -> None:
     x[rng.random(x.shape) < 0.2] = np.nan
     x[:, 2] = np.round(x[:, 2])  # ties lie on thresholds
     y = np.nan_to_num(x[:, 0]) * 2 + (np.nan_to_num(x[:, 2]) > 0) + np.isnan(x[:, 1])
-    learner = Learner(iterations=70, leaves=9, least_in_leaf=20, l2=0.0, learning_rate=0.1, inputs_per_split=1.0)
+    learner = Learner(
+        iterations=70, leaves=9, least_in_leaf=20, l2=0.0, learning_rate=0.1, inputs_per_split=1.0
+    )
     model = learner.fit(x, y, np.ones(len(x)))
     trees = export(model)
     # With fewer rows than steps each value has a step of its own, so the fit is scikit-learn's own.

@@ -48,7 +48,9 @@ class Bins:
         """float32 [nodes]: x <= threshold is the same question as (step of x) <= step, for each node."""
         # Beyond the last edge: the split that only parts what is known from NaN.
         edges = (self.edges[f] for f in feature)
-        return np.array([e[int(s)] if s < len(e) else np.inf for e, s in zip(edges, step, strict=True)], np.float32)
+        return np.array(
+            [e[int(s)] if s < len(e) else np.inf for e, s in zip(edges, step, strict=True)], np.float32
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,4 +140,3 @@ def export(fitted: Boosted) -> Trees:
     return Trees(
         **arrays, root=np.array(roots, np.int32), start=float(model._baseline_prediction.item()), depth=depth
     )
-
