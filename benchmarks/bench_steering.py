@@ -28,7 +28,7 @@ LAYER, ROWS = 22, 10
 
 def run(quick: bool) -> list[Row]:
     model = load_model()
-    pairs, new_tokens, rounds = (2, 12, 1) if quick else (12, 64, 2)
+    pairs, new_tokens, rounds = (2, 12, 1) if quick else (6, 64, 2)
     prompts = [prompt_ids(model, i.text) for i in load_instructions().sample(ROWS)]
     rows = []
     for width in (16_384, 131_072):

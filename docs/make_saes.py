@@ -21,19 +21,18 @@ Positions 0, the constant start of the chat template, padding, and tokens with a
 
 NOTES = """
 - **EV**, **L0**: explained variance and active latents per token on text of kinds that training never saw (questions
-  and answers of two other forums), typical tokens; **EV all** counts the outlier tokens too. L0 is higher there than
-  on the training mix, where it is the number in the name.
+  and answers of two other forums), typical tokens; **EV all** counts the outlier tokens too. L0 differs there from that
+  on the training mix, which is the number in the name.
 - **Dead**: latents that did not fire on the last 300,000 training tokens. **Silent** is the share that did not fire
   on the small held-out sample, an upper bound.
-- **CE recovered**: (CE with the mean in place of x − CE with x̂) / (CE with the mean − CE plain), held-out text. The
-  plain CE differs between rows because the sample of that text does ({samples}).
+- **CE recovered**: (CE with the mean in place of x − CE with x̂) / (CE with the mean − CE plain), held-out text,
+  {tokens} tokens of it.
 
 ## Which layer steers
 
 The best feature of each of 58 WordNet labels (examples/layers.toml), clamped to a multiple of its robust maximum, on
 a few instructions; *acting* are the pairs whose concept rating rises by more than 0.3 above the unsteered texts.
-Few texts per pair and an offline judge: enough to choose a default, not to rank features. Behind layer 22 this was
-the SAE shipped before (6,144 latents, explained variance 0.850).
+Few texts per pair and an offline judge: enough to choose a default, not to rank features.
 
 {layers}
 
@@ -50,11 +49,13 @@ Each card holds its settings. The commands are
 {commands}
 ```
 
-`layer-22-l0-64` is the file that its command wrote; with its threshold raised by a tenth it has an L0 of 63.25 and an
-explained variance of 0.855 on the held-out text (docs/sae_at_l0.py prints it). The other three came from their files'
-settings and sources through an earlier script that drew its own sample of the same data, so a rerun of their commands
-gives an SAE of the same kind, not the same bits. Residuals were made in bfloat16 and cached once per layer; the
-weights are stored in float16.
+Each shipped file is the one that its command wrote on two CPU cores. The held-out text is harder than the training
+mix, so L0 differs there; at the L0 of its name, by thresholds raised or lowered together (docs/sae_at_l0.py prints
+such rows), each SAE has
+
+{at_l0}
+
+Residuals were made in bfloat16 and cached once per layer; the weights are stored in float16.
 """
 
 
@@ -63,7 +64,8 @@ def main() -> None:
         "| SAE | latents | MB | EV | EV all | L0 | CE plain | CE recovered | dead | silent | training EV, L0 |"
     ]
     lines += ["|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|"]
-    commands, samples = [], []
+    commands, at_l0 = [], []
+    tokens: set[str] = set()
     for folder in sorted(SHIPPED.glob("*/*/")):
         head = json.loads((folder / "card.json").read_text("utf-8"))
         card, training = head["card"], head["card"]["training"]
@@ -74,7 +76,12 @@ def main() -> None:
             f"| {card['cross_entropy_recovered']:.3f} | {training['dead_share']:.1%} | {card['dead_share']:.1%} "
             f"| {training['explained_variance']:.3f}, {training['l0']:.1f} |"
         )
-        samples.append(f"{card['held_out_tokens']:,} tokens for {folder.name}")
+        tokens.add(f"{card['held_out_tokens']:,}")
+        other = card["at_other_threshold"]
+        at_l0.append(
+            f"- {folder.name}: explained variance {other['explained_variance']:.3f} at L0 {other['l0']:.1f} "
+            f"(thresholds × {other['factor']:g})"
+        )
         commands.append(f"{card['command']} --out saes/{folder.name}")
     layers = ["| SAE | prior | strength | pairs | acting | mean rise | instruction | fluency |"]
     layers += ["|---|--:|--:|--:|--:|--:|--:|--:|"]
@@ -90,7 +97,12 @@ def main() -> None:
         HEAD
         + "\n".join(lines)
         + "\n"
-        + NOTES.format(samples="; ".join(samples), commands="\n".join(commands), layers="\n".join(layers))
+        + NOTES.format(
+            tokens=" or ".join(sorted(tokens)),
+            commands="\n".join(commands),
+            layers="\n".join(layers),
+            at_l0="\n".join(at_l0),
+        )
     )
     (ROOT / "docs" / "saes.md").write_text(page, "utf-8")
 

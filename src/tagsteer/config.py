@@ -152,7 +152,7 @@ class SteerConfig(_Section):
     top_k: int | None = Field(None, ge=1)
     """Sampling cut; AxBench's runs have transformers' 50."""
     batch_size: int | None = Field(None, ge=1)
-    """Rows at most; None takes 32 on a CPU and 64 on an accelerator. Halved when memory runs out."""
+    """Rows at most; None takes 64. Halved when memory runs out."""
     random_features: bool = True
     """Whether a random feature is steered for each label, as a control."""
     prompt_baseline: bool = True

@@ -10,6 +10,7 @@ import json
 from pathlib import Path
 
 from tagsteer.assets.fetch import asset_folder, build_once, fetch
+from tagsteer.files import as_others_are
 
 ASSET = "smollm2-135m-instruct"
 
@@ -118,3 +119,4 @@ def _write_weights(tensors: list, meta: dict, target: Path) -> None:
                 weight = weight.reshape(n, rows // n // 2, 2, -1).swapaxes(1, 2).reshape(rows, -1)
         state[name] = torch.from_numpy(weight.copy())
     save_file(state, target / "model.safetensors", metadata={"format": "pt"})
+    as_others_are(target / "model.safetensors")

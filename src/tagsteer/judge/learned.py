@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tagsteer.errors import TagsteerError
+from tagsteer.files import as_others_are
 from tagsteer.judge.inputs import INPUTS, SLOW_INPUTS, Reader, judge_inputs
 from tagsteer.judge.offline import CHUNK, NAME, as_rating
 from tagsteer.judge.types import PARTS, JudgeItem, Rating, check_keys
@@ -122,7 +123,7 @@ class Weights:
             "card": json.dumps(self.card),
         }
         save_file(arrays, str(path), metadata=header)
-        return Path(path)
+        return as_others_are(path)
 
     @classmethod
     def load(cls, path: str | Path) -> Weights:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from tagsteer.errors import TagsteerError
+from tagsteer.files import as_others_are
 
 if TYPE_CHECKING:
     import numpy as np
@@ -176,7 +177,7 @@ def _directions(run: Run, labels: Sequence[str]) -> dict[str, Direction]:
     header = {"made_of": made_of, "max_projections": json.dumps([found[n].max_projection for n in labels])}
     fresh = path.with_suffix(".tmp")
     save_file({str(i): found[n].vector.contiguous() for i, n in enumerate(labels)}, str(fresh), header)
-    fresh.replace(path)
+    as_others_are(fresh).replace(path)
     return found
 
 

@@ -67,9 +67,9 @@ class _Batch:
 class Engine:
     """Generates steered texts with one model and one SAE (or none) at `layer` (default: the SAE's).
 
-    vectors: named directions [d_model] that items may add. batch_size: rows at most (default 64 on an
-    accelerator, 32 on a CPU), halved when memory runs out. seed: the run's seed. use_cache=False recomputes the
-    whole text for each token, as a slow reference.
+    vectors: named directions [d_model] that items may add. batch_size: rows at most (default 64), halved when
+    memory runs out. seed: the run's seed. use_cache=False recomputes the whole text for each token, as a slow
+    reference.
 
     Reproducibility: with the same device, dtype and software the same item gives the same draws. In float32
     texts agree between batch sizes, orders and resumed runs except where rounding decides a draw (on the embedded
@@ -109,7 +109,7 @@ class Engine:
         self.model = model
         self.layer = None if layer is None else model.layer_index(layer)
         self.seed = seed
-        self.batch_size = batch_size or (32 if model.device.type == "cpu" else 64)
+        self.batch_size = batch_size or 64
         self.use_cache = use_cache
         self._latents = Latents(sae, vectors)
         # Positions the model has; some families have no limit.

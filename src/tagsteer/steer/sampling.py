@@ -27,7 +27,6 @@ Key = str | tuple["str | int | float | None", ...]
 # Multipliers of a 32-bit integer hash with low bias (C. Wellons, "hash-prospector": lowbias32), as signed int32.
 _M1 = 0x7FEB352D
 _M2 = 0x846CA68B - 2**32
-_CACHED_ROWS = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,14 +118,8 @@ def draw(logits: torch.Tensor, sampling: Sequence[Sampling], keys: torch.Tensor)
     else:
         scaled = (logits - top) / temperature.clamp(min=1e-6)
         scaled = _cut(scaled, sampling)
-        keys = keys.to(logits.device)
-        # A few rows at a time stay in a core's cache through the twenty passes of the race; a GPU takes all at once.
-        size = _CACHED_ROWS if logits.device.type == "cpu" else len(scaled)
-        winners = [
-            part.exp_().div_(exponentials(key, part.shape[-1])).argmax(-1)
-            for part, key in zip(scaled.split(size), keys.split(size), strict=True)
-        ]
-        chosen = torch.where(temperature[:, 0] > 0, torch.cat(winners), greedy)
+        race = scaled.exp_().div_(exponentials(keys.to(logits.device), logits.shape[-1]))
+        chosen = torch.where(temperature[:, 0] > 0, race.argmax(-1), greedy)
     return torch.where(torch.isfinite(top[:, 0]), chosen, -1)
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from tagsteer.errors import TagsteerError
+from tagsteer.files import as_others_are
 from tagsteer.sae.formats.assemble import Raw, Request, assemble
 from tagsteer.sae.formats.files import Files
 from tagsteer.sae.formats.sites import Site
@@ -47,7 +48,7 @@ def save(sae: SAE, folder: Path, dtype: torch.dtype | None = None) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     partial = folder / "sae.safetensors.partial"
     save_file(tensors, partial)
-    partial.replace(folder / "sae.safetensors")
+    as_others_are(partial).replace(folder / "sae.safetensors")
     partial = folder / "card.json.partial"
     partial.write_text(json.dumps(head, indent=1, ensure_ascii=False) + "\n", "utf-8")
     partial.replace(folder / "card.json")
