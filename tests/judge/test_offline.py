@@ -7,7 +7,7 @@ import pytest
 
 from tagsteer.errors import TagsteerError
 from tagsteer.judge import offline
-from tagsteer.judge.offline import RuleJudge, as_rating, fluency_by_rules, offline_judge, piecewise
+from tagsteer.judge.offline import RuleJudge, as_rating, fluency_by_rules, piecewise
 from tagsteer.judge.types import JudgeItem
 
 ASKED = "How do I look after a houseplant?"
@@ -119,9 +119,6 @@ def test_a_rating_names_its_judge_and_can_be_whole() -> None:
     assert "fluency" in rating.reasons
     assert as_rating([0.4, 1.6, 2.7], "x", integers=True).instruction == 2.0
     assert "not gpt-4o-mini" in RuleJudge().describe()
-    with pytest.raises(TagsteerError, match="rules"):
-        offline_judge("rule")
-    assert isinstance(offline_judge("rules"), RuleJudge)
 
 
 @pytest.mark.shared

@@ -1,8 +1,8 @@
 """The offline judge by rules: three ratings from text alone, without a key, a network or training.
 
 Concept and instruction come from MiniLM similarities, fluency from repetition and, if a model is given, its
-surprise; each number is mapped to 0-2 by the piecewise-linear rules below. `learned.py` is the trained judge;
-`offline_judge()` gives the better one that is at hand. Must not know SAEs, methods or strengths.
+surprise; each number is mapped to 0-2 by the piecewise-linear rules below. The floor that the trained judge of
+`learned.py` is measured against. Must not know SAEs, methods or strengths.
 """
 
 from __future__ import annotations
@@ -13,12 +13,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tagsteer.errors import TagsteerError, one_of
+from tagsteer.errors import TagsteerError
 from tagsteer.judge.features import STATISTICS, statistics
 from tagsteer.judge.types import PARTS, JudgeItem, Rating, check_keys
 
 if TYPE_CHECKING:
-    from tagsteer.judge.learned import LearnedJudge
     from tagsteer.judge.similarity import Similarity
     from tagsteer.lm.model import LanguageModel
 
@@ -154,28 +153,3 @@ def _as_callable(surprise: Surprise | LanguageModel | None) -> Surprise | None:
             " to nats per character"
         )
     return surprise
-
-
-def offline_judge(
-    kind: str = "auto",
-    surprise: Surprise | LanguageModel | None = None,
-    *,
-    device: str = "cpu",
-    dtype: str = "auto",
-) -> RuleJudge | LearnedJudge:
-    """The judge that needs no key: "rules", "learned", or "auto" (the learned one where its weights are at hand).
-
-    `surprise` makes the rules read perplexities; the learned judge reads them with a model of its own.
-    """
-    if kind not in ("auto", "rules", "learned"):
-        raise one_of(kind, ["auto", "learned", "rules"], "offline judge")
-    if kind != "rules":
-        try:
-            from tagsteer.judge.learned import LearnedJudge, shipped_weights
-        except ImportError:
-            if kind == "learned":
-                raise TagsteerError("this build has no learned judge: use kind = 'rules'") from None
-        else:
-            if kind == "learned" or shipped_weights().is_file():
-                return LearnedJudge.load(device=device, dtype=dtype, perplexity=surprise is not None)
-    return RuleJudge(surprise, device=device, dtype=dtype)

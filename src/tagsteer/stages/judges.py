@@ -15,10 +15,6 @@ from typing import TYPE_CHECKING, Any, Literal
 from tagsteer.errors import TagsteerError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    import numpy as np
-
     from tagsteer.config import JudgeConfig
     from tagsteer.judge.calibration import Calibration
     from tagsteer.judge.types import Judge, JudgeItem
@@ -88,23 +84,13 @@ def close(judge: Judge) -> None:
 
 
 def _offline(run: Run) -> Judge:
-    """The offline judge on the run's device; the steered model is loaded only if the judge asks for perplexities."""
-    from tagsteer.judge.offline import offline_judge
+    """The offline judge on the run's device: the shipped weights, or the configured ones."""
+    from tagsteer.judge.learned import LearnedJudge
     from tagsteer.lm.model import choose_device
 
     config = run.config.judge
     device = choose_device(run.config.model.device).name
-    if config.weights is not None:
-        from tagsteer.judge.learned import LearnedJudge
-
-        return LearnedJudge.load(config.weights, device=device, perplexity=config.perplexity)
-
-    def surprise(texts: Sequence[str]) -> np.ndarray:
-        from tagsteer.judge.perplexity import surprise_per_character
-
-        return surprise_per_character(run.model, texts)
-
-    return offline_judge("auto", surprise if config.perplexity else None, device=device)
+    return LearnedJudge.load(config.weights, device=device, perplexity=config.perplexity)
 
 
 def estimate_lines(run: Run) -> list[str]:
