@@ -12,7 +12,7 @@ import pytest
 from tagsteer.errors import TagsteerError
 from tagsteer.judge.inputs import INPUTS, SLOW_INPUTS, SURPRISE_INPUTS, Reader, surprise_inputs
 from tagsteer.judge.learned import HEADS, LearnedJudge, Trees, Weights, shipped_weights
-from tagsteer.judge.learner import Learner, calibration_knots, export
+from tagsteer.judge.learner import Bins, Learner, calibration_knots, export
 from tagsteer.judge.training import (
     RATINGS,
     balance,
@@ -81,6 +81,17 @@ def test_trees_equal_scikit_learn_with_missing_values_and_ties() -> None:
             row = x[:1].copy()
             row[0, f] = value
             assert trees(row)[0] == pytest.approx(model.predict(row)[0], abs=2e-6)
+
+
+def test_steps_of_constant_and_unknown_inputs() -> None:
+    x = np.array([[1, np.nan, 5], [1, np.nan, 7], [1, np.nan, np.nan]], np.float32)
+    bins = Bins.of(x)
+    np.testing.assert_array_equal(
+        bins(x), np.array([[0, np.nan, 0], [0, np.nan, 1], [0, np.nan, np.nan]], np.float32)
+    )
+    assert bins(np.array([[2, 3, 6]], np.float32)).tolist() == [[1, 0, 1]]
+    assert bins.threshold(np.array([2, 2, 1]), np.array([0.5, 1.5, 0.0]))[0] == 5
+    assert np.isposinf(bins.threshold(np.array([1]), np.array([0.0]))).all()
 
 
 def test_a_stump_by_hand() -> None:
