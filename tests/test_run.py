@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import polars as pl
@@ -134,6 +136,25 @@ def test_a_run_killed_while_steering_resumes_to_the_same_texts(files, tmp_path, 
     assert len([line for line in log.read_text().splitlines() if line]) == wanted["digest"].n_unique() + 1
     found = pl.read_parquet(run.path("steer") / "generations.parquet")
     assert found.equals(wanted)
+
+
+def test_a_second_process_in_the_same_folder_is_refused(tmp_path):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    script = (
+        "import sys, time; from filelock import FileLock; lock = FileLock(sys.argv[1]); lock.acquire(); "
+        "print('held', flush=True); time.sleep(600)"
+    )
+    command = [sys.executable, "-c", script, str(folder / ".lock")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as other:
+        try:
+            assert other.stdout is not None and other.stdout.readline() == "held\n"
+            config = RunConfig.model_validate({"name": "x", "corpus": {"kind": "wordnet"}})
+            with pytest.raises(TagsteerError, match="another tagsteer process is at work"):
+                Run(config, folder).execute("corpus")
+            assert not (folder / "config.json").exists()
+        finally:
+            other.kill()
 
 
 def test_changed_settings_redo_only_what_depends_on_them(files, tmp_path):

@@ -13,7 +13,8 @@ import json
 import logging
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -152,6 +153,31 @@ class Run:
         if until not in STAGE_NAMES:
             raise one_of(until, STAGE_NAMES, "stage")
         tell = on_stage or (lambda stage, text: log.info("%s: %s", stage, text))
+        with self._alone():
+            self._execute(until, tell)
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Two processes in one folder would do everything twice and write between each other's lines."""
+        from filelock import FileLock, Timeout
+
+        self.folder.mkdir(parents=True, exist_ok=True)
+        # The system lets go of it when the process ends, however it ends.
+        lock = FileLock(self.folder / ".lock", timeout=0)
+        try:
+            lock.acquire()
+        except Timeout:
+            raise TagsteerError(
+                f"another tagsteer process is at work in {self.folder}: wait for it, stop it, or give another --out"
+            ) from None
+        except NotImplementedError:
+            log.warning("%s: this file system has no locks; start no second process here", self.folder)
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def _execute(self, until: str, tell: Callable[[str, str], None]) -> None:
         self._keep_config()
         fresh = False
         for stage in STAGES[: STAGE_NAMES.index(until) + 1]:
