@@ -24,7 +24,7 @@ from tagsteer.judge.agreement import overall_of, rating_agreement
 from tagsteer.judge.inputs import COMPONENTS, INPUTS, SLOW_INPUTS, judge_inputs
 from tagsteer.judge.learned import load_reader, shipped_weights
 from tagsteer.judge.learner import Learner, calibration_knots
-from tagsteer.judge.offline import CONCEPT_RULE, INSTRUCTION_RULE, fluency_by_rules, piecewise
+from tagsteer.judge.offline import ratings_by_rules
 from tagsteer.judge.training import Examples, Fitted, fit_rows, learn, prepare
 
 HERE = Path(__file__).resolve().parent
@@ -114,10 +114,7 @@ def ceiling(data: Path) -> dict[str, Any]:
 
 def by_rules(x: np.ndarray, texts: Sequence[str]) -> np.ndarray:
     """The rule judge's ratings [rows, 4] from the same inputs."""
-    column = {n: x[:, k] for k, n in enumerate(INPUTS)}
-    concept = piecewise(CONCEPT_RULE, (column["tokens_late"] + column["core_late"]) / 2)
-    topic = (column["instruction_whole"] + column["instruction_best_window"] + column["instruction_late"]) / 3
-    three = np.column_stack([concept, piecewise(INSTRUCTION_RULE, topic), fluency_by_rules(texts)])
+    three = ratings_by_rules({n: x[:, k] for k, n in enumerate(INPUTS)}, texts)
     return np.column_stack([three, overall_of(three)])
 
 

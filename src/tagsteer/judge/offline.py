@@ -7,7 +7,7 @@ surprise; each number is mapped to 0-2 by the piecewise-linear rules below. The 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -95,14 +95,20 @@ class RuleJudge:
         texts = [i.generation for i in items]
         near = self._similarity([i.concept for i in items], [i.instruction for i in items], texts)
         column = {n: near[:, k] for k, n in enumerate(SIMILARITIES)}
-        concept = piecewise(CONCEPT_RULE, (column["tokens_late"] + column["core_late"]) / 2)
-        topic = (
-            column["instruction_whole"] + column["instruction_best_window"] + column["instruction_late"]
-        ) / 3
-        fluency = fluency_by_rules(texts, self._surprise(texts) if self._surprise else None)
-        out = np.stack([concept, piecewise(INSTRUCTION_RULE, topic), fluency], axis=1)
+        out = ratings_by_rules(column, texts, self._surprise(texts) if self._surprise else None)
         out[[not t.strip() for t in texts]] = 0.0
         return out
+
+
+def ratings_by_rules(
+    column: Mapping[str, np.ndarray],
+    texts: Sequence[str],
+    surprise: np.ndarray | Sequence[float] | None = None,
+) -> np.ndarray:
+    """Concept, instruction and fluency [texts, 3] from similarities by name, each [texts] (similarity.SIMILARITIES)."""
+    concept = piecewise(CONCEPT_RULE, (column["tokens_late"] + column["core_late"]) / 2)
+    topic = (column["instruction_whole"] + column["instruction_best_window"] + column["instruction_late"]) / 3
+    return np.stack([concept, piecewise(INSTRUCTION_RULE, topic), fluency_by_rules(texts, surprise)], axis=1)
 
 
 def fluency_by_rules(
